@@ -1,9 +1,9 @@
 """Write `*_pb2.py` and `*_pb2.pyi` beside each .proto file of etcd_server/api/proto.
 
-Run from anywhere: `python tools/generate_messages.py`. The compiler is that of grpcio-tools, the types are those
-of mypy-protobuf (both in the `dev` extra). The first line of each file names their versions, because another
-version may write other bytes for the same messages. One thing is changed in what they write: the messages go
-into a descriptor pool of their own, see etcd_server/api/proto/_pool.py.
+Run from anywhere: `python tools/generate_messages.py`. The compiler is that of grpcio-tools, the types are
+those of mypy-protobuf (both in the `dev` extra). The first line of each file names their versions, because
+another version may write other bytes for the same messages. One thing is changed in what they write: the
+messages go into a descriptor pool of their own, see etcd_server/api/proto/_pool.py.
 """
 
 import argparse
