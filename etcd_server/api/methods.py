@@ -1,8 +1,8 @@
 """Every RPC of the client API in one table, for the wire adapter, the JSON gateway, the metrics and the docs.
 
-What an RPC is called, takes, gives and whether it streams comes from the descriptors of the .proto files. The
-only fact added here is where the JSON gateway finds it (the annotations of etcd v3.7's rpc.proto, v3lock.proto,
-v3election.proto): all of them POST, and none for RangeStream and the gRPC health service.
+What an RPC is called, takes, gives and whether it streams comes from the descriptors of the .proto files.
+The only fact added here is where the JSON gateway finds it (the annotations of the .proto files of etcd
+v3.7): all of them POST, and none for RangeStream and the gRPC health service.
 """
 
 from collections.abc import Iterator, Mapping

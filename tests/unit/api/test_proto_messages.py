@@ -1,7 +1,8 @@
 """The messages have etcd's names and numbers, survive a round trip, and are what the .proto files say.
 
-FACTS was produced from the .proto files of etcd v3.7.1 by listing their descriptors as `facts` lists ours: for
-a message "number [repeated] type name (oneof)", for an enum "number name", for an RPC "request -> response".
+FACTS was produced from the .proto files of etcd v3.7.1 by listing their descriptors as `facts` lists
+ours: of a message "number [repeated] type name (oneof)", of an enum "number name", of an RPC "request ->
+response".
 """
 
 import subprocess
