@@ -11,7 +11,7 @@ of the protocol. The tree is cut by what the client should make of it:
     │   │                     PermissionNotGiven, InvalidAuthManagement, AuthRevisionOld,
     │   │                     WrongDowngradeVersionFormat, InvalidDowngradeTargetVersion
     │   ├── Compacted, FutureRevision, LeaseTTLTooLarge                                      (out of range)
-    │   ├── LeaseNotFound, MemberNotFound                                                       (not found)
+    │   ├── LeaseNotFound, MemberNotFound, UnknownService                                       (not found)
     │   ├── LeaseExists, MemberExists, PeerURLExists, MemberNotLearner, TooManyLearners, ClusterIDMismatch,
     │   │   RootUserNotFound, RootRoleNotGranted, UserExists, UserNotFound, RoleExists, RoleNotFound,
     │   │   RoleNotGranted, PermissionNotGranted, AuthNotEnabled, BadLeaderTransferee,
@@ -224,6 +224,10 @@ class LeaseNotFound(ClientError, code=Code.NOT_FOUND, text="etcdserver: requeste
 
 class MemberNotFound(ClientError, code=Code.NOT_FOUND, text="etcdserver: member not found"):
     pass
+
+
+class UnknownService(ClientError, code=Code.NOT_FOUND, text="unknown service"):
+    """The health service was asked about a service that the server does not have: grpc-go's words."""
 
 
 class LeaseExists(ClientError, code=Code.FAILED_PRECONDITION, text="etcdserver: lease already exists"):
