@@ -1,14 +1,16 @@
 """state.db: one SQLite file, one writer, one open transaction.
 
 Knows how the file is opened, committed and measured; knows nothing of its tables, whose statements run on
-`StateDatabase.connection`. Entries are applied into an open transaction which is committed when the engine says so,
+`StateDatabase.connection`. Entries are applied into an open transaction which is committed when the engine
+says so,
 and applied_index is part of it: whatever is lost, the file holds the effect of exactly the entries up to its
 applied_index, and the raft log holds the rest.
 
 Journal WAL, `synchronous=NORMAL`: a commit writes and does not sync, so a power cut may take a suffix of the
 commits but cannot tear one. Checkpoints (which sync) are made by `maintenance`, never by a commit.
 
-Threads: everything here is called by the thread that opened it (the loop). Other threads open their own connection.
+Threads: everything here is called by the thread that opened it (the loop). Other threads open their own
+connection.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ import os
 
 import apsw
 
-from etcd_server.storage.errors import DiskFull, StateRolledBack, UnknownFormat, translate, translated
+from etcd_server.storage.errors import DiskFull, StateRolledBack, translate, translated
+from etcd_server.storage.files import FRAME_HEADER_SIZE_BYTES, PAGE_SIZE_BYTES, connect, create_or_check
 from etcd_server.storage.reserve import Reserve
 
 APPLICATION_ID = 0x65747073  # "etps"
-PAGE_SIZE_BYTES = 4096
 CACHE_SIZE_BYTES = 16 << 20
 SPILL_SIZE_BYTES = 32 << 20
-# Space wanted on the device beside what the cache holds before a commit is tried: frame headers, wal-index, slack.
+# Space wanted on the device beside what the cache holds before a commit is tried: frame headers, wal-index,
+# slack.
 COMMIT_MARGIN_BYTES = 1 << 20
 
 
@@ -32,8 +35,8 @@ class StateDatabase:
     """The open state.db.
 
     connection: the apsw connection on which the tables run their statements. Cheapest use, measured: one
-        `connection.cursor()` kept for each hot statement, `cursor.execute(sql, bindings)` with the very same str
-        object each time (found in apsw's statement cache), `executemany` for a batch of changes.
+        `connection.cursor()` kept for each hot statement, `cursor.execute(sql, bindings)` with the very same
+        str object each time (found in apsw's statement cache), `executemany` for a batch of changes.
     """
 
     def __init__(self, path: str, connection: apsw.Connection, reserve: Reserve | None) -> None:
@@ -42,7 +45,6 @@ class StateDatabase:
         self._reserve = reserve
         self._execute = connection.cursor().execute
         self._wal_pages = 0
-        self._page_size_bytes = int(connection.pragma("page_size"))
         connection.set_wal_hook(self._committed)
 
     @classmethod
@@ -63,16 +65,8 @@ class StateDatabase:
         Raises UnknownFormat, DamagedFile, DiskFull, DiskFailed, DirectoryInUse.
         """
         with translated(path):
-            connection = apsw.Connection(
-                path,
-                flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_NOMUTEX,
-                vfs=vfs,
-                statementcachesize=256,
-            )
+            connection = connect(path, synchronous="NORMAL", cache_size_bytes=CACHE_SIZE_BYTES, vfs=vfs)
             try:
-                configure(connection, PAGE_SIZE_BYTES)
-                connection.pragma("synchronous", "NORMAL")
-                connection.pragma("cache_size", CACHE_SIZE_BYTES // PAGE_SIZE_BYTES)
                 connection.pragma("cache_spill", SPILL_SIZE_BYTES // PAGE_SIZE_BYTES)
                 create_or_check(connection, path, schema, APPLICATION_ID, schema_version)
             except BaseException:
@@ -93,8 +87,8 @@ class StateDatabase:
     def commit(self) -> None:
         """Commit the open transaction, if there is one; nothing is synced.
 
-        Raises StateRolledBack when there was no room on the device (SQLite gives the transaction up; the log has its
-        entries), DiskFailed, SyncFailed, DamagedFile.
+        Raises StateRolledBack when there was no room on the device (SQLite gives the transaction up; the log
+        has its entries), DiskFailed, SyncFailed, DamagedFile.
         """
         if not self.connection.in_transaction:
             return
@@ -114,8 +108,8 @@ class StateDatabase:
     def failed(self, error: apsw.Error) -> Exception:
         """What an error of a statement inside the transaction means: the error to raise in its place.
 
-        A full disk takes the whole transaction with it (what SQLite itself does at COMMIT and at most statements):
-        what is left of it is rolled back here, so that there is one outcome and not several.
+        A full disk takes the whole transaction with it (what SQLite itself does at COMMIT and at most
+        statements): what is left of it is rolled back here, so that there is one outcome and not several.
         """
         meaning = translate(error, self.path)
         if not isinstance(meaning, DiskFull):
@@ -130,21 +124,22 @@ class StateDatabase:
     @property
     def size_bytes(self) -> int:
         """Size of the data base, without its journal, as SQLite counts it: pages in the file and in the journal."""
-        return int(self.connection.pragma("page_count")) * self._page_size_bytes
+        return int(self.connection.pragma("page_count")) * PAGE_SIZE_BYTES
 
     @property
     def size_in_use_bytes(self) -> int:
         """`size_bytes` without the free pages."""
         pages = int(self.connection.pragma("page_count")) - int(self.connection.pragma("freelist_count"))
-        return pages * self._page_size_bytes
+        return pages * PAGE_SIZE_BYTES
 
     @property
     def wal_size_bytes(self) -> int:
         """Committed bytes in the journal since it was last begun again."""
-        return self._wal_pages * (self._page_size_bytes + 24)
+        return self._wal_pages * (PAGE_SIZE_BYTES + FRAME_HEADER_SIZE_BYTES)
 
     def release_space(self, pages: int) -> int:
-        """Give up to `pages` free pages back to the file system, within the open transaction; how many were given.
+        """Give up to `pages` free pages back to the file system, within the open transaction; how many were
+        given.
 
         The file becomes shorter at the next checkpoint. Raises StorageError.
         """
@@ -160,10 +155,12 @@ class StateDatabase:
         return before - int(self.connection.pragma("freelist_count"))
 
     def restart_wal(self) -> bool:
-        """Copy what is left in the journal into the file, so that the next transaction begins the journal again.
+        """Copy what is left in the journal into the file, so that the next transaction begins the journal
+        again.
 
-        To be called between commit() and begin(), when maintenance has copied nearly all: it blocks for two syncs
-        and the copying of the rest. False when a reader (somebody's sqlite3 shell) still needs the journal.
+        To be called between commit() and begin(), when maintenance has copied nearly all: it blocks for two
+        syncs and the copying of the rest. False when a reader (somebody's sqlite3 shell) still needs the
+        journal.
         """
         with translated(self.path):
             in_wal, copied = self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -185,38 +182,3 @@ class StateDatabase:
         cached_bytes, _ = self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_USED)
         if status.f_bavail * status.f_frsize < cached_bytes + COMMIT_MARGIN_BYTES:
             reserve.give_up()
-
-
-def configure(connection: apsw.Connection, page_size_bytes: int) -> None:
-    """What both files have in common. Page size and auto_vacuum take effect on an empty file only."""
-    connection.set_busy_timeout(10_000)
-    connection.pragma("page_size", page_size_bytes)
-    connection.pragma("auto_vacuum", "INCREMENTAL")
-    if connection.pragma("journal_mode", "WAL") != "wal":
-        raise apsw.CantOpenError("the file system cannot hold SQLite's write-ahead log")
-    connection.pragma("wal_autocheckpoint", 0)
-    connection.pragma("temp_store", "MEMORY")
-    connection.pragma("trusted_schema", False)
-
-
-def create_or_check(
-    connection: apsw.Connection, path: str, schema: str, application_id: int, schema_version: int
-) -> None:
-    """Run `schema` in an empty file; in any other, check whose file it is and of which version."""
-    found_id = int(connection.pragma("application_id"))
-    found_version = int(connection.pragma("user_version"))
-    empty = connection.execute("SELECT count(*) FROM sqlite_schema").get == 0
-    if empty and (found_id, found_version) == (0, 0):
-        with connection:
-            connection.execute(schema)
-            connection.pragma("application_id", application_id)
-            connection.pragma("user_version", schema_version)
-        return
-    if found_id != application_id:
-        raise UnknownFormat(
-            f"{path}: not a file of etcd-py's (application id {found_id:#x}, not {application_id:#x})"
-        )
-    if found_version != schema_version:
-        raise UnknownFormat(
-            f"{path}: written in format {found_version}; this version of etcd-py reads format {schema_version}"
-        )

@@ -9,8 +9,8 @@
     ├── UnknownFormat      not our directory, or of a newer version: refuse to start
     └── DirectoryInUse     another process has the directory
 
-Every message is one line that names the file, says what was found and what to do. Errors of SQLite are translated
-here and nowhere else, so that only `storage` has to know them.
+Every message is one line that names the file, says what was found and what to do. Errors of SQLite are
+translated here and nowhere else, so that only `storage` has to know them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DiskFull(StorageError):
 
 
 class StateRolledBack(StorageError):
-    """The open transaction of state.db was rolled back: its file holds the applied_index of the last commit again."""
+    """The open transaction of state.db was rolled back: the file holds the applied_index of its last commit."""
 
 
 class DiskFailed(StorageError):
@@ -53,21 +53,22 @@ class DirectoryInUse(StorageError):
     """Another process has the data directory open."""
 
 
+DAMAGE_ADVICE = "stop the server, run 'etcd-py verify DATA-DIR', then restore a backup or replace this member"
 _SYNC_FAILURES = frozenset({apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC, apsw.SQLITE_IOERR_CLOSE})
-# The wal-index is a file too (PATH-shm): on a full disk it cannot grow, and SQLite says so with a code of its own.
+# The wal-index is a file too (PATH-shm): on a full disk it cannot grow, and SQLite says so with a code of its
+# own.
 _FULL = frozenset({apsw.SQLITE_IOERR_SHMSIZE})
 _DAMAGE = frozenset({apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_DATA})
 
 
 def translate(error: apsw.Error, path: str) -> StorageError:
     """The typed error for what SQLite said about the file at `path`."""
-    code = error.extendedresult
+    code: int = getattr(error, "extendedresult", apsw.SQLITE_ERROR)
     if isinstance(error, apsw.FullError) or code in _FULL:
         return DiskFull(f"{path}: no space left on the device; free some and writing goes on by itself")
     if isinstance(error, apsw.CorruptError | apsw.NotADBError) or code in _DAMAGE:
         return DamagedFile(
-            f"{path}: the file is damaged ({error}); stop the server, run 'etcd-py verify' on the data directory, "
-            f"then restore a backup or replace this member"
+            f"{path}: the file is damaged: {error}; {DAMAGE_ADVICE}"
         )
     if code in _SYNC_FAILURES:
         return SyncFailed(f"{path}: the disk failed to sync ({error}); check the disk before starting again")

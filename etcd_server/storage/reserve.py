@@ -1,8 +1,8 @@
 """A file that holds room on the device, to be given up when a commit of state.db would not fit.
 
-A full disk must not cost more than the writes it refuses. Entries already in the log have been answered, so their
-effect has to fit; the room for one transaction is set aside while there is plenty, given up when it is needed, and
-taken again when there is plenty again.
+A full disk must not cost more than the writes it refuses. Entries already in the log have been answered, so
+their effect has to fit; the room for one transaction is set aside while there is plenty, given up when it is
+needed, and taken again when there is plenty again.
 """
 
 from __future__ import annotations
