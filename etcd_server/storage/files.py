@@ -93,12 +93,8 @@ def check_structure(connection: apsw.Connection, path: str) -> None:
     ).fetchall():
         order = ["rowid"]
         if is_without_rowid:
-            order = connection.execute(
-                "SELECT quote_name FROM (SELECT format('\"%w\"', name) AS quote_name, pk"
-                " FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk)",
-                (name,),
-            ).fetchall()
-            order = [column for (column,) in order]
+            columns = connection.execute("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", (name,))
+            order = [f'"{column}"' for (column,) in columns.fetchall()]
         for direction in ("ASC", "DESC"):
             keys = ", ".join(f"{column} {direction}" for column in order)
             connection.execute(f'SELECT * FROM "{name}" ORDER BY {keys} LIMIT 1').fetchall()

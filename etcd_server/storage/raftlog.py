@@ -18,6 +18,7 @@ Threads, each with a connection of its own:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 from bisect import bisect_right
@@ -29,7 +30,7 @@ from zlib import crc32
 import apsw
 
 from etcd_server.raft.messages import Entry, EntryKind, HardState, Snapshot
-from etcd_server.storage.errors import DamagedFile, StorageError, SyncFailed, translate, translated
+from etcd_server.storage.errors import DAMAGE_ADVICE, DamagedFile, StorageError, SyncFailed, translate, translated
 from etcd_server.storage.files import FRAME_HEADER_SIZE_BYTES, PAGE_SIZE_BYTES, connect, create_or_check
 
 APPLICATION_ID = 0x65747072  # "etpr"
@@ -183,7 +184,8 @@ class RaftLog:
                     connections.append(connection)
                     if synchronous == "FULL":
                         # The journal outlives the process, so that it need not be allocated again.
-                        connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, 1)
+                        keep = ctypes.c_int(1)
+                        connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(keep))
                         create_or_check(connection, path, SCHEMA, APPLICATION_ID, SCHEMA_VERSION)
                         allocate_journal(connection, journal_size_bytes)
                 hard_state, extent = _load(connections[0], path)
@@ -470,15 +472,15 @@ def _load(connection: apsw.Connection, path: str) -> tuple[HardState, _Extent]:
         if run_term != runs[-1][1]:
             runs.append((index, run_term))
         index = bisect_right(range(last_index + 1), run_term, lo=index + 1, key=term_at)
-    if not start_index <= commit <= last_index and commit != 0:
-        raise DamagedFile(
-            _damage(path, f"committed up to {commit}, but holds entries {start_index + 1}..{last_index}")
-        )
+    if commit > last_index:
+        held = f"{start_index + 1}..{last_index}"
+        raise DamagedFile(_damage(path, f"it says committed up to {commit}, but holds entries {held}"))
     if runs[-1][1] > term:
         raise DamagedFile(
             _damage(path, f"an entry of term {runs[-1][1]}, but the member has only seen term {term}")
         )
-    return HardState(term, int(vote, 16), commit), _Extent(last_index, tuple(runs))
+    # What was cut had been committed, though the hard state may have been saved before.
+    return HardState(term, int(vote, 16), max(commit, start_index)), _Extent(last_index, tuple(runs))
 
 
 def _check_order(extent: _Extent, entries: Sequence[Entry]) -> None:
@@ -494,7 +496,4 @@ def _check_order(extent: _Extent, entries: Sequence[Entry]) -> None:
 
 
 def _damage(path: str, what: str) -> str:
-    return (
-        f"{path}: the file is damaged: {what}; stop the server, run 'etcd-py verify' on the data directory, "
-        "then restore a backup or replace this member"
-    )
+    return f"{path}: the file is damaged: {what}; {DAMAGE_ADVICE}"
