@@ -1,0 +1,336 @@
+"""Transactions: compare, then do one of two lists of operations, all at one revision.
+
+Three steps, in this order, as in etcd. First all compares are evaluated, those of nested txns too, against
+the state before the txn: they choose which operations will run (`_Branch`). Then these are checked, and an
+error (a lease that is not there, a revision that is compacted) refuses the txn as a whole. Only then are they
+executed, one after another, and a range sees what the operations before it have done. From there on nothing
+can fail.
+
+`check_txn` is what can be said of a request without any state; services call it before they propose.
+
+Source: etcd server/etcdserver/txn/txn.go; server/etcdserver/api/v3rpc/key.go (checkTxnRequest,
+checkIntervals).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from etcd_server.api import errors
+from etcd_server.api.encoding import integer_field, message_field, repeated_field
+from etcd_server.api.keys import Interval, interval
+from etcd_server.api.proto import kv_pb2, rpc_pb2
+from etcd_server.machine.mvcc import Outcome, Store, Write
+from etcd_server.storage.schema import MAX_CHANGES_PER_REVISION, main_revision
+
+LeaseExists = Callable[[int], bool]
+
+_SORT_ORDERS = frozenset(rpc_pb2.RangeRequest.SortOrder.values())
+_SORT_TARGETS = frozenset(rpc_pb2.RangeRequest.SortTarget.values())
+
+
+# --- checks without state -------------------------------------------------------------------------
+
+
+def check_range(request: rpc_pb2.RangeRequest) -> None:
+    """Raises KeyNotProvided, InvalidSortOption."""
+    if not request.key:
+        raise errors.KeyNotProvided
+    if request.sort_order not in _SORT_ORDERS or request.sort_target not in _SORT_TARGETS:
+        raise errors.InvalidSortOption
+
+
+def check_put(request: rpc_pb2.PutRequest) -> None:
+    """Raises KeyNotProvided, ValueProvided, LeaseProvided."""
+    if not request.key:
+        raise errors.KeyNotProvided
+    if request.ignore_value and request.value:
+        raise errors.ValueProvided
+    if request.ignore_lease and request.lease:
+        raise errors.LeaseProvided
+
+
+def check_delete_range(request: rpc_pb2.DeleteRangeRequest) -> None:
+    """Raises KeyNotProvided."""
+    if not request.key:
+        raise errors.KeyNotProvided
+
+
+def check_txn(request: rpc_pb2.TxnRequest, max_ops: int) -> None:
+    """Whether a txn makes sense, whatever the state.
+
+    max_ops: --max-txn-ops; a nested txn may have so many less as the txn around it has.
+    Raises TooManyOperations, KeyNotProvided, KeyNotFound (an operation without content), what the checks of
+    the single requests raise, and DuplicateKey: the same key changed twice on one path through the txn.
+    """
+    _check_operations(request, max_ops)
+    _written(request.success)
+    _written(request.failure)
+
+
+def _check_operations(request: rpc_pb2.TxnRequest, max_ops: int) -> None:
+    operations = max(len(request.compare), len(request.success), len(request.failure))
+    if operations > max_ops:
+        raise errors.TooManyOperations
+    if not all(compare.key for compare in request.compare):
+        raise errors.KeyNotProvided
+    for branch in (request.success, request.failure):
+        for operation in branch:
+            match operation.WhichOneof("request"):
+                case "request_range":
+                    check_range(operation.request_range)
+                case "request_put":
+                    check_put(operation.request_put)
+                case "request_delete_range":
+                    check_delete_range(operation.request_delete_range)
+                case "request_txn":
+                    _check_operations(operation.request_txn, max_ops - operations)
+                case _:
+                    raise errors.KeyNotFound
+
+
+def _written(operations: Iterable[rpc_pb2.RequestOp]) -> tuple[set[bytes], list[Interval]]:
+    """The keys that a list of operations may put and the intervals it may delete. Raises DuplicateKey.
+
+    The two branches of a nested txn exclude each other, so both may put the same key. As in etcd, the
+    deletions of a nested txn are held against the nested txns behind it and against this list's own puts, and
+    a deletion "from a key on" is held against no put (etcd takes its `range_end` "\\0" for a bound here; seen
+    in 3.4.23 and 3.5.1).
+    """
+    deletes: list[Interval] = []
+    puts: set[bytes] = set()
+    own_puts: list[bytes] = []
+    nested: list[rpc_pb2.TxnRequest] = []
+    for operation in operations:
+        match operation.WhichOneof("request"):
+            case "request_put":
+                own_puts.append(operation.request_put.key)
+            case "request_delete_range":
+                request = operation.request_delete_range
+                deletes.append(Interval(request.key, request.range_end or request.key + b"\0"))
+            case "request_txn":
+                nested.append(operation.request_txn)
+
+    def add(keys: Iterable[bytes], allowed: frozenset[bytes] = frozenset()) -> None:
+        for key in keys:
+            if (key in puts and key not in allowed) or any(span.contains(key) for span in deletes):
+                raise errors.DuplicateKey
+            puts.add(key)
+
+    for txn in nested:
+        then_puts, then_deletes = _written(txn.success)
+        else_puts, else_deletes = _written(txn.failure)
+        add(then_puts)
+        add(else_puts, allowed=frozenset(then_puts))
+        deletes += then_deletes + else_deletes
+    add(own_puts)
+    return puts, deletes
+
+
+def contains_put(request: rpc_pb2.TxnRequest) -> bool:
+    """Whether some path through the txn writes a value: such a txn makes the store larger."""
+    return any(
+        operation.HasField("request_put")
+        or (operation.HasField("request_txn") and contains_put(operation.request_txn))
+        for branch in (request.success, request.failure)
+        for operation in branch
+    )
+
+
+# --- compares -------------------------------------------------------------------------------------
+
+
+def _holds(result: rpc_pb2.Compare.CompareResult.ValueType, left: int | bytes, right: int | bytes) -> bool:
+    match result:
+        case rpc_pb2.Compare.EQUAL:
+            return left == right
+        case rpc_pb2.Compare.NOT_EQUAL:
+            return left != right
+        case rpc_pb2.Compare.GREATER:
+            return left > right  # type: ignore[operator]
+        case rpc_pb2.Compare.LESS:
+            return left < right  # type: ignore[operator]
+        case _:
+            return True  # An unknown result holds in etcd.
+
+
+def compare_holds(store: Store, compare: rpc_pb2.Compare) -> bool:
+    """Whether every key of the compare's range has what it says.
+
+    Without any key in the range, the version, revisions and lease are compared as 0, and a value never holds.
+    """
+    span, tables = interval(compare.key, compare.range_end), store.tables
+    result = compare.result
+    if compare.target == rpc_pb2.Compare.VALUE:
+        values = list(tables.values(*span))
+        return bool(values) and all(_holds(result, value, compare.value) for value in values)
+    if compare.range_end:
+        rows = [row[1:] for row in tables.current_rows(*span)] or [(0, 0, 0, 0)]
+    else:
+        rows = [tables.current(compare.key) or (0, 0, 0, 0)]
+    match compare.target:
+        case rpc_pb2.Compare.VERSION:
+            return all(_holds(result, version, compare.version) for _, _, version, _ in rows)
+        case rpc_pb2.Compare.CREATE:
+            return all(_holds(result, create, compare.create_revision) for _, create, _, _ in rows)
+        case rpc_pb2.Compare.MOD:
+            return all(
+                _holds(result, main_revision(packed), compare.mod_revision) for packed, _, _, _ in rows
+            )
+        case rpc_pb2.Compare.LEASE:
+            return all(_holds(result, lease, compare.lease) for _, _, _, lease in rows)
+        case _:
+            return _holds(result, 0, 0)  # An unknown target compares as equal in etcd.
+
+
+# --- single requests ------------------------------------------------------------------------------
+
+
+def apply_put(store: Store, request: rpc_pb2.PutRequest, lease_exists: LeaseExists) -> Outcome:
+    """A put with any of its options. Raises LeaseNotFound, KeyNotFound; nothing is changed then."""
+    _check_put(store, request, lease_exists)
+    write = store.write()
+    body = _put(write, request)
+    return write.finish(), body
+
+
+def apply_delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> Outcome:
+    """Delete a range; without any key in it there is no new revision. Raises TooManyOperations."""
+    _check_deletions(store, (request,))
+    write = store.write()
+    body = _delete_range(write, request)
+    return write.finish(), body
+
+
+def _check_put(store: Store, request: rpc_pb2.PutRequest, lease_exists: LeaseExists) -> None:
+    if request.lease and not lease_exists(request.lease):
+        raise errors.LeaseNotFound
+    if (request.ignore_value or request.ignore_lease) and store.tables.current(request.key) is None:
+        raise errors.KeyNotFound
+
+
+def _put(write: Write, request: rpc_pb2.PutRequest) -> bytes:
+    value, lease = request.value, request.lease
+    kv = None
+    if request.prev_kv or request.ignore_value or request.ignore_lease:
+        kv = write.latest(request.key)
+        # Absent only when this very txn has deleted it, which etcd's check lets pass and then dies of: take
+        # nothing.
+        before = kv_pb2.KeyValue.FromString(kv or b"")
+        value = before.value if request.ignore_value else value
+        lease = before.lease if request.ignore_lease else lease
+    write.put(request.key, value, lease)
+    return message_field(2, kv) if request.prev_kv and kv is not None else b""
+
+
+def _check_deletions(store: Store, requests: Sequence[rpc_pb2.DeleteRangeRequest], others: int = 0) -> None:
+    """Refuse what would not fit into one main revision, before anything is changed.
+
+    others: operations beside the deletions; each may add a change, and one more when it is deleted again.
+    """
+    number = 2 * others + sum(
+        store.tables.count(*interval(request.key, request.range_end)) if request.range_end else 1
+        for request in requests
+    )
+    if number > MAX_CHANGES_PER_REVISION:
+        raise errors.TooManyOperations
+
+
+def _delete_range(write: Write, request: rpc_pb2.DeleteRangeRequest) -> bytes:
+    span = interval(request.key, request.range_end)
+    previous = repeated_field(3, write.range(span)) if request.prev_kv else b""
+    return integer_field(2, write.delete(span)) + previous
+
+
+# --- transactions ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """A txn whose compares have been decided: its outcome and what it will do. `nested` is in the order of
+    operations.
+    """
+
+    succeeded: bool
+    operations: Sequence[rpc_pb2.RequestOp]
+    nested: Sequence[_Branch]
+
+
+def _choose(store: Store, request: rpc_pb2.TxnRequest) -> _Branch:
+    succeeded = all(compare_holds(store, compare) for compare in request.compare)
+    operations = request.success if succeeded else request.failure
+    nested = [_choose(store, op.request_txn) for op in operations if op.HasField("request_txn")]
+    return _Branch(succeeded, operations, nested)
+
+
+def _flat(branch: _Branch) -> Iterator[rpc_pb2.RequestOp]:
+    """Every operation that will run, in order, nested txns dissolved."""
+    nested = iter(branch.nested)
+    for operation in branch.operations:
+        if operation.HasField("request_txn"):
+            yield from _flat(next(nested))
+        else:
+            yield operation
+
+
+def _check(store: Store, branch: _Branch, lease_exists: LeaseExists) -> None:
+    """Raises what refuses the txn as a whole, in the order of the operations."""
+    deletions, others = [], 0
+    for operation in _flat(branch):
+        match operation.WhichOneof("request"):
+            case "request_range":
+                store.check_revision(operation.request_range.revision)
+            case "request_put":
+                _check_put(store, operation.request_put, lease_exists)
+                others += 1
+            case "request_delete_range":
+                deletions.append(operation.request_delete_range)
+    if deletions:
+        _check_deletions(store, deletions, others)
+
+
+def apply_txn(store: Store, request: rpc_pb2.TxnRequest, lease_exists: LeaseExists) -> Outcome:
+    """Execute a txn. Raises FutureRevision, Compacted, LeaseNotFound, KeyNotFound, TooManyOperations; nothing
+    is changed then.
+    """
+    branch = _choose(store, request)
+    _check(store, branch, lease_exists)
+    write = store.write()
+    body = _execute(store, write, branch)
+    return write.finish(), body
+
+
+def read_txn(store: Store, request: rpc_pb2.TxnRequest) -> bytes:
+    """The answer to a txn whose operations are all ranges, without its header. Raises FutureRevision,
+    Compacted.
+    """
+    branch = _choose(store, request)
+    _check(store, branch, lambda lease_id: False)
+    return _execute(store, store.write(), branch)
+
+
+def _execute(store: Store, write: Write, branch: _Branch) -> bytes:
+    nested = iter(branch.nested)
+    responses = []
+    for operation in branch.operations:
+        match operation.WhichOneof("request"):
+            case "request_range":
+                revision = write.revision
+                body = store.range(operation.request_range, revision)
+                responses.append(message_field(1, _header(revision) + body))
+            case "request_put":
+                body = _put(write, operation.request_put)
+                responses.append(message_field(2, _header(write.revision) + body))
+            case "request_delete_range":
+                body = _delete_range(write, operation.request_delete_range)
+                responses.append(message_field(3, _header(write.revision) + body))
+            case "request_txn":
+                # The header of a nested answer is there and empty, in etcd as here.
+                responses.append(message_field(4, b"\x0a\x00" + _execute(store, write, next(nested))))
+    return integer_field(2, branch.succeeded) + repeated_field(3, responses)
+
+
+def _header(revision: int) -> bytes:
+    """The header of an answer inside a txn: a revision and nothing else."""
+    return message_field(1, integer_field(3, revision))
