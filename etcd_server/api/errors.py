@@ -18,7 +18,7 @@ of the protocol. The tree is cut by what the client should make of it:
     │   │   NoInflightDowngrade                                                       (failed precondition)
     │   ├── PermissionDenied, InvalidAuthToken
     │   ├── WatchCanceled
-    │   └── Unimplemented, MalformedMessage
+    │   └── Unimplemented, MalformedMessage, MessageTooLarge
     ├── NotNow            nothing was done: the same call may succeed later or at another member
     │   ├── NoSpace, TooManyRequests                                                   (resource exhausted)
     │   ├── NoLeader, Unhealthy                                                               (unavailable)
@@ -334,6 +334,12 @@ class Unimplemented(ClientError, code=Code.UNIMPLEMENTED, text="unknown method")
 
 class MalformedMessage(ClientError, code=Code.INTERNAL, text="grpc: error unmarshalling request"):
     """The bytes of a request are not a message of its type: grpc-go's code and words."""
+
+
+class MessageTooLarge(
+    ClientError, code=Code.RESOURCE_EXHAUSTED, text="grpc: received message larger than max"
+):
+    """Larger than any message may be: grpc-go's code and words; raised with a text that names both sizes."""
 
 
 # Not now, try again ---------------------------------------------------------------------------------------
