@@ -1,0 +1,70 @@
+"""What goes into one turn of the engine and what comes out: plain data, no behaviour.
+
+A `Batch` is everything that has arrived since the last turn, already parsed and grouped; `Effects` is
+everything that the shell must now do, in this order: persist, send, answer, deliver, end. The shell
+(`runtime.py`) and the simulator perform the same effects, one in real time and one in virtual time.
+
+Call and stream ids are numbers of the transport's; the engine only hands them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from google.protobuf.message import Message as ProtoMessage
+
+from etcd_server.api.errors import EtcdError
+from etcd_server.raft.messages import Message, Ready
+
+# A stream's story, in the order in which it happened: (kind, stream_id, payload).
+STREAM_OPEN = 0  # payload: path of the method
+STREAM_MESSAGE = 1  # payload: the parsed request
+STREAM_HALF_CLOSE = 2  # payload: None
+STREAM_PAUSED = 3  # payload: None; the peer reads too slowly: deliver nothing more for now
+STREAM_RESUMED = 4  # payload: None
+
+StreamEvent = tuple[int, int, "ProtoMessage | str | None"]
+Answer = tuple[int, "bytes | EtcdError"]
+
+
+@dataclass(slots=True)
+class Batch:
+    """One turn's input. Empty lists where nothing has come."""
+
+    calls: dict[str, list[tuple[int, ProtoMessage]]] = field(default_factory=dict)
+    """Unary calls by method path: (call id, parsed request)."""
+    streams: list[StreamEvent] = field(default_factory=list)
+    cancelled: list[int] = field(default_factory=list)
+    """Ids of calls and streams that are over, whatever the reason."""
+    ticks: int = 0
+    """Heartbeat intervals that have passed since the last turn."""
+    messages: list[Message] = field(default_factory=list)
+    """Raft messages from other members."""
+    persisted: int = 0
+    """Every `Ready` up to this number is on disk; 0 when there is no news."""
+    durable_index: int = 0
+    """applied_index of the last synced checkpoint of state.db; 0 when there is no news."""
+    disk_full: bool | None = None
+    """True: there is no room for more writes. False: there is room again. None: no news."""
+
+
+@dataclass(slots=True)
+class Effects:
+    """One turn's output."""
+
+    persist: list[Ready] = field(default_factory=list)
+    """Append these to the log, synced and in order, then report the last number in `Batch.persisted`."""
+    send: list[Message] = field(default_factory=list)
+    """Raft messages for other members; they may leave at once."""
+    answers: list[Answer] = field(default_factory=list)
+    """Unary calls answered: serialised response or error."""
+    deliveries: list[tuple[int, bytes]] = field(default_factory=list)
+    """Messages on streams, in order for each stream."""
+    ended: list[tuple[int, EtcdError | None]] = field(default_factory=list)
+    """Streams that end, after their deliveries: None is a clean end."""
+    cut_log_to: int = 0
+    """Entries up to this index may be dropped from the log; 0: nothing new."""
+    checkpoint: bool = False
+    """State was committed and enough has gathered to be worth a checkpoint."""
+    more_work: bool = False
+    """Call again without waiting: bounded work (compaction, catch-up of watchers) is left over."""

@@ -1,0 +1,248 @@
+"""Between the wire and the engine: events become batches, effects become answers. The only importer of
+`_wire`.
+
+The wire knows nothing of etcd, the engine nothing of gRPC; here a path finds its message class, bytes are
+parsed, calls are grouped by method, and plain HTTP is handed to `http.py`. Work is done by the batch: for a
+call there is one parse, one tuple and one entry in a dict.
+
+Ids come from the wire and are positive; calls that the member makes itself (a health page that wants a read)
+have negative ids, and their answers are handed to a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from google.protobuf.message import DecodeError, Message
+
+from etcd_server.api.errors import Code, EtcdError, MalformedMessage
+from etcd_server.api.methods import METHODS, Kind
+from etcd_server.services.events import (
+    STREAM_HALF_CLOSE,
+    STREAM_MESSAGE,
+    STREAM_OPEN,
+    STREAM_PAUSED,
+    STREAM_RESUMED,
+    Batch,
+    Effects,
+)
+from etcd_server.transport import _wire
+from etcd_server.transport._wire import Wire, WireError
+
+__all__ = ["Transport", "WireError"]
+
+METADATA_KEYS = ("token", "authorization", "hasleader", "client-api-version")
+MESSAGE_OVERHEAD_BYTES = 512 * 1024
+"""What a gRPC message may be larger than a request (etcd: grpcOverheadBytes in api/v3rpc/grpc.go)."""
+MAX_EVENTS = 4096
+
+Parse = Callable[[bytes], Message]
+AnswerFunction = Callable[["bytes | EtcdError"], None]
+
+
+class Sink(Protocol):
+    """Where the messages of a stream go that is not gRPC's."""
+
+    def message(self, response: bytes) -> None: ...
+
+    def end(self, error: EtcdError | None) -> None: ...
+
+
+class Transport:
+    """The client and peer ports of one member."""
+
+    def __init__(self, methods: Iterable[str], max_request_bytes: int) -> None:
+        """`methods`: the paths that the engine serves."""
+        self._rpcs = {path: METHODS[path] for path in methods}
+        self._parse: dict[str, Parse] = {path: rpc.request.FromString for path, rpc in self._rpcs.items()}
+        self._wire = Wire(
+            {path: _wire.MANY if rpc.kind is Kind.BIDI else _wire.ONE for path, rpc in self._rpcs.items()},
+            metadata_keys=METADATA_KEYS,
+            max_message_bytes=max_request_bytes + MESSAGE_OVERHEAD_BYTES,
+        )
+        self._open: dict[int, str] = {}  # every call and stream that is not over: its path
+        self._functions: dict[int, AnswerFunction] = {}  # the member's own calls
+        self._sinks: dict[int, Sink] = {}  # streams that came as plain HTTP
+        self._next_own_id = -1
+        self._replies: list[tuple[Any, ...]] = []
+        self.started: dict[str, int] = dict.fromkeys(self._rpcs, 0)
+        self.handled: dict[tuple[str, int], int] = {(path, 0): 0 for path in self._rpcs}
+
+    # --- the port
+    # -----------------------------------------------------------------------------------------------
+
+    def listen(self, url: str, name: str) -> str:
+        """Open a listener; returns its URL with the real port. Raises WireError."""
+        return self._wire.listen(url, name)
+
+    def post(self, news: object) -> None:
+        """News for the loop, from any thread; it comes back from `gather`."""
+        self._wire.post(news)
+
+    def statistics(self) -> dict[str, int]:
+        return self._wire.statistics()
+
+    def stop_accepting(self) -> None:
+        self._wire.stop_accepting()
+
+    def close(self, grace_s: float) -> None:
+        self._wire.close(grace_s)
+
+    # --- in
+    # -----------------------------------------------------------------------------------------------------
+
+    def gather(self, timeout_s: float) -> tuple[Batch, list[object], list[tuple[Any, ...]]]:
+        """Wait for events: the engine's batch, what threads have posted, and plain HTTP requests."""
+        batch = Batch()
+        posted: list[object] = []
+        http: list[tuple[Any, ...]] = []
+        calls = batch.calls
+        for event in self._wire.poll(timeout_s, MAX_EVENTS):
+            kind = event[0]
+            if kind == _wire.CALL:
+                _, call_id, path, data, _, _ = event
+                try:
+                    request = self._parse[path](data)
+                except DecodeError:
+                    self._refuse(call_id, path)
+                    continue
+                self._open[call_id] = path
+                if path in calls:
+                    calls[path].append((call_id, request))
+                else:
+                    calls[path] = [(call_id, request)]
+            elif kind == _wire.POSTED:
+                posted.append(event[1])
+            elif kind == _wire.HTTP:
+                http.append(event)
+            else:
+                self._take_stream_event(kind, event, batch)
+        for path, group in calls.items():
+            self.started[path] += len(group)
+        return batch, posted, http
+
+    def _take_stream_event(self, kind: int, event: tuple[Any, ...], batch: Batch) -> None:
+        stream_id = event[1]
+        if kind == _wire.OPEN:
+            path = event[2]
+            self._open[stream_id] = path
+            self.started[path] += 1
+            batch.streams.append((STREAM_OPEN, stream_id, path))
+            return
+        opened = self._open.get(stream_id)
+        if opened is None:
+            return  # an HTTP exchange that was given up: its answer will be dropped by the wire
+        if kind == _wire.MESSAGE:
+            try:
+                batch.streams.append((STREAM_MESSAGE, stream_id, self._parse[opened](event[2])))
+            except DecodeError:
+                self._refuse(stream_id, opened)
+                batch.cancelled.append(stream_id)
+        elif kind == _wire.HALF_CLOSE:
+            batch.streams.append((STREAM_HALF_CLOSE, stream_id, None))
+        elif kind == _wire.PAUSED:
+            batch.streams.append((STREAM_PAUSED, stream_id, None))
+        elif kind == _wire.RESUMED:
+            batch.streams.append((STREAM_RESUMED, stream_id, None))
+        else:
+            del self._open[stream_id]
+            self._sinks.pop(stream_id, None)
+            self._count(opened, Code.CANCELLED)
+            batch.cancelled.append(stream_id)
+
+    def _refuse(self, call_id: int, path: str) -> None:
+        """The bytes are no message of this method (grpc-go answers INTERNAL)."""
+        self._open.pop(call_id, None)
+        self._count(path, Code.INTERNAL)
+        self._replies.append((_wire.FAIL, call_id, int(Code.INTERNAL), MalformedMessage().text))
+
+    def ask(self, batch: Batch, path: str, request: Message, function: AnswerFunction) -> None:
+        """Add a call of the member's own to a batch; `function` is given the answer."""
+        call_id = self._next_own_id
+        self._next_own_id -= 1
+        self._functions[call_id] = function
+        batch.calls.setdefault(path, []).append((call_id, request))
+
+    def open_stream(
+        self, batch: Batch, exchange_id: int, path: str, requests: Iterable[Message], sink: Sink
+    ) -> None:
+        """Add a stream to a batch for a plain HTTP exchange; all its requests have come, its messages go to
+        `sink`."""
+        self._open[exchange_id] = path
+        self._sinks[exchange_id] = sink
+        self.started[path] += 1
+        batch.streams.append((STREAM_OPEN, exchange_id, path))
+        batch.streams.extend((STREAM_MESSAGE, exchange_id, request) for request in requests)
+        batch.streams.append((STREAM_HALF_CLOSE, exchange_id, None))
+
+    def end_stream(self, batch: Batch, exchange_id: int) -> None:
+        """Give up a stream opened by `open_stream`."""
+        if self._open.pop(exchange_id, None) is not None:
+            del self._sinks[exchange_id]
+            batch.cancelled.append(exchange_id)
+
+    # --- out
+    # ----------------------------------------------------------------------------------------------------
+
+    def perform(self, effects: Effects) -> None:
+        """Send the answers, messages and ends of a turn."""
+        replies, opened = self._replies, self._open
+        for call_id, answer in effects.answers:
+            path = opened.pop(call_id, None)
+            if path is None:
+                # The member's own, or cancelled meanwhile.
+                if call_id < 0:
+                    self._functions.pop(call_id)(answer)
+            elif type(answer) is bytes:
+                replies.append((_wire.REPLY, call_id, answer))
+                self.handled[path, 0] += 1
+            else:
+                assert isinstance(answer, EtcdError)
+                self._count(path, answer.code)
+                replies.append((_wire.FAIL, call_id, int(answer.code), answer.text))
+        self._deliver(effects.deliveries)
+        for stream_id, error in effects.ended:
+            self._end(stream_id, error)
+        if replies:
+            self._replies = []
+            self._wire.send(replies)
+
+    def _deliver(self, deliveries: list[tuple[int, bytes]]) -> None:
+        operation, sinks = _wire.DELIVER, self._sinks
+        if not sinks:
+            self._replies += [(operation, stream_id, message) for stream_id, message in deliveries]
+            return
+        for stream_id, message in deliveries:
+            if stream_id in sinks:
+                sinks[stream_id].message(message)
+            else:
+                self._replies.append((operation, stream_id, message))
+
+    def _end(self, stream_id: int, error: EtcdError | None) -> None:
+        path = self._open.pop(stream_id, None)
+        if path is None:
+            return
+        code, text = (Code.OK, "") if error is None else (error.code, error.text)
+        self._count(path, code)
+        sink = self._sinks.pop(stream_id, None)
+        if sink is not None:
+            sink.end(error)
+        else:
+            self._replies.append((_wire.FAIL, stream_id, int(code), text))
+
+    def respond(self, exchange_id: int, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Answer a plain HTTP exchange with the next `perform`."""
+        self._replies.append((_wire.RESPOND, exchange_id, status, headers, body))
+
+    def begin(self, exchange_id: int, status: int, headers: list[tuple[str, str]]) -> None:
+        """Begin a streamed HTTP answer."""
+        self._replies.append((_wire.BEGIN, exchange_id, status, headers))
+
+    def chunk(self, exchange_id: int, body: bytes) -> None:
+        self._replies.append((_wire.CHUNK, exchange_id, body))
+
+    def finish(self, exchange_id: int) -> None:
+        self._replies.append((_wire.FINISH, exchange_id))
+
+    def _count(self, path: str, code: int) -> None:
+        self.handled[path, int(code)] = self.handled.get((path, int(code)), 0) + 1

@@ -1,0 +1,64 @@
+"""Requests on their way through the log: one entry a turn, each waiter answered once."""
+
+from etcd_server.api.proto import command_pb2, rpc_pb2
+from etcd_server.services import proposals as p
+
+
+def parse(data: bytes) -> command_pb2.Batch:
+    return command_pb2.Batch.FromString(data)
+
+
+def test_a_turn_is_one_entry_that_parses_as_a_batch() -> None:
+    proposals = p.Proposals(first_id=7 << 32, timeout_s=7.0)
+    put = rpc_pb2.PutRequest(key=b"k", value=b"v" * 300)
+    grant = rpc_pb2.LeaseGrantRequest(ID=5, TTL=10)
+    proposals.add(p.PUT, put.SerializeToString(), 1)
+    proposals.add(p.LEASE_GRANT, grant.SerializeToString(), 2)
+    [(proposal_id, data)] = list(proposals.take(0.0))
+    batch = parse(data)
+    assert batch.proposal_id == proposal_id == 7 << 32
+    assert [command.WhichOneof("kind") for command in batch.commands] == ["put", "lease_grant"]
+    assert batch.commands[0].put == put
+    assert batch.commands[1].lease_grant == grant
+    assert list(proposals.pop(proposal_id)) == [1, 2]
+    assert list(proposals.pop(proposal_id)) == []
+
+
+def test_every_tag_is_the_field_of_its_command() -> None:
+    tags = {
+        p.PUT: "put", p.DELETE_RANGE: "delete_range", p.TXN: "txn", p.COMPACTION: "compaction",
+        p.LEASE_GRANT: "lease_grant", p.LEASE_REVOKE: "lease_revoke", p.ALARM: "alarm",
+        p.MEMBER_ATTRIBUTES: "member_attributes", p.CLUSTER_VERSION: "cluster_version",
+    }  # fmt: skip
+    proposals = p.Proposals(0, 1.0)
+    for tag in tags:
+        proposals.add(tag, b"", None)
+    [(_, data)] = list(proposals.take(0.0))
+    assert [command.WhichOneof("kind") for command in parse(data).commands] == list(tags.values())
+
+
+def test_an_entry_never_grows_far_past_its_limit() -> None:
+    proposals = p.Proposals(0, 1.0)
+    value = b"x" * (p.MAX_ENTRY_BYTES // 4)
+    for call_id in range(10):
+        proposals.add(p.PUT, rpc_pb2.PutRequest(key=b"k", value=value).SerializeToString(), call_id)
+    entries = list(proposals.take(0.0))
+    assert len(entries) == 3
+    assert [waiter for entry_id, _ in entries for waiter in proposals.pop(entry_id)] == list(range(10))
+
+
+def test_those_who_wait_too_long_are_given_back_once() -> None:
+    proposals = p.Proposals(0, timeout_s=7.0)
+    proposals.add(p.PUT, b"", 1)
+    list(proposals.take(0.0))
+    proposals.add(p.PUT, b"", 2)
+    [(second, _)] = list(proposals.take(5.0))
+    assert list(proposals.expired(6.9)) == []
+    assert list(proposals.expired(7.0)) == [1]
+    assert list(proposals.expired(7.0)) == []
+    assert list(proposals.pop(second)) == [2]
+    assert list(proposals.drop_all()) == []
+
+
+def test_nothing_gathered_is_no_entry() -> None:
+    assert list(p.Proposals(0, 1.0).take(0.0)) == []
