@@ -35,7 +35,9 @@ from etcd_client.errors import (
     Unreachable,
     Unsupported,
 )
+from etcd_client.follow import Follow, Listing
 from etcd_client.lease import Lease
+from etcd_client.live import Changes, LiveConfig, Snapshot
 from etcd_client.types import (
     DeleteResult,
     Event,
@@ -53,6 +55,7 @@ from etcd_client.watch import Watch
 
 __all__ = [
     "BadAnswer",
+    "Changes",
     "Client",
     "Closed",
     "ClusterChanged",
@@ -63,11 +66,14 @@ __all__ = [
     "Event",
     "EventKind",
     "FailedPrecondition",
+    "Follow",
     "FutureRevision",
     "InvalidArgument",
     "KeyValue",
     "Lease",
     "LeaseInfo",
+    "Listing",
+    "LiveConfig",
     "Member",
     "NoSpace",
     "NotFound",
@@ -79,6 +85,7 @@ __all__ = [
     "RangeResult",
     "RequestError",
     "ServerError",
+    "Snapshot",
     "Status",
     "TooManyRequests",
     "TxnResult",

@@ -46,8 +46,8 @@ class Client:
 
     endpoints: URLs, `host:port`s, or one comma-separated string; tried in order, the one that answers is
     kept. timeout_s: how long one call may take, repetitions included. connect_timeout_s: how long one
-    endpoint may take to accept. ca_file, cert: PEM files for https (cert is `(certificate, key)`). random: the source of
-    jitter. transport: what carries requests; tests put their own.
+    endpoint may take to accept. ca_file, cert: PEM files for https (cert is `(certificate, key)`). random:
+    the source of jitter. transport: what carries requests; tests put their own.
 
     Raises ValueError for endpoints that are not URLs. Connects only when something is asked.
     """
@@ -63,12 +63,13 @@ class Client:
         random: Random | None = None,
         transport: Transport | None = None,
     ) -> None:
+        self.random = random or Random()
         self._session = Session(
             parse_endpoints(endpoints),
             transport or RequestsTransport(ca_file=ca_file, cert=cert),
             timeout_s=timeout_s,
             connect_timeout_s=connect_timeout_s,
-            random=random or Random(),
+            random=self.random,
         )
         self._lock = threading.Lock()
         self._watches: WeakSet[Watch] = WeakSet()

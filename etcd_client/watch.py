@@ -58,6 +58,7 @@ class Watch:
         self.cluster_id = 0
         self.connected = False
         self.last_error: EtcdError | None = None
+        self._seen_revision = 0
         self._session = session
         self._create_request = create_request
         self._idle_timeout_s = idle_timeout_s
@@ -153,10 +154,18 @@ class Watch:
         if result.get("canceled"):
             raise _cancellation(result, endpoint)
         if result.get("created"):
+            if header.revision < self._seen_revision:
+                # A member that lags will catch up; a store restored from an old backup will not, and
+                # waiting silently for its revisions to come by again would hide that.
+                raise Unavailable(
+                    f"the store is at revision {header.revision}, {self._seen_revision} was already seen",
+                    endpoint=endpoint,
+                )
             self.connected = True
             self.last_error = None
             # header.revision is the store's revision when the watch was made: what follows is newer.
             self.next_revision = self.next_revision or header.revision + 1
+            self._seen_revision = header.revision
             return None
         events = tuple(Event.from_json(event) for event in result.get("events", ()))
         # While history is being caught up header.revision runs ahead of the events, so that only a
@@ -168,6 +177,7 @@ class Watch:
                 endpoint=endpoint,
             )
         self.next_revision = max(self.next_revision, revision + 1)
+        self._seen_revision = max(self._seen_revision, revision)
         self._backoff.reset()
         return WatchBatch(revision=revision, events=events, cluster_id=header.cluster_id)
 
