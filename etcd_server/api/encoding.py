@@ -48,23 +48,23 @@ def read_varint(data: bytes, position: int = 0) -> tuple[int, int]:
 
 
 def tag(field_number: int, wire_type: int) -> bytes:
-    """What a field begins with; wire type 0 is a varint, 2 has a length in front."""
-    return varint(field_number << 3 | wire_type)
+    """What a field begins with; wire type 0 is a varint, 2 has a length in front. Numbers below 2048."""
+    return _SHORT[field_number << 3 | wire_type]
 
 
 def integer_field(field_number: int, number: int) -> bytes:
     """An int64, uint64, bool or enum field; nothing for 0, which proto3 leaves out."""
-    return tag(field_number, 0) + varint(number) if number else b""
+    return _SHORT[field_number << 3] + varint(number) if number else b""
 
 
 def bytes_field(field_number: int, data: bytes) -> bytes:
     """A bytes or string field; nothing for an empty one, which proto3 leaves out."""
-    return tag(field_number, 2) + varint(len(data)) + data if data else b""
+    return _SHORT[field_number << 3 | 2] + varint(len(data)) + data if data else b""
 
 
 def message_field(field_number: int, message: bytes) -> bytes:
     """A field that holds a serialised message; an empty message is present, unlike empty bytes."""
-    return tag(field_number, 2) + varint(len(message)) + message
+    return _SHORT[field_number << 3 | 2] + varint(len(message)) + message
 
 
 def repeated_field(field_number: int, messages: Iterable[bytes]) -> bytes:

@@ -61,7 +61,7 @@ Change = tuple[int, list[Event]]
 """(main revision, all its events in order)."""
 
 HistoryRow = tuple[int, bool, bytes, bytes, int]
-"""(packed revision, is a tombstone, key, serialised KeyValue, previous): an event as it lies in the database."""
+"""(packed revision, is a tombstone, key, serialised KeyValue, previous): an event as the database has it."""
 
 
 _ORDERS = {
@@ -322,14 +322,10 @@ class Write:
         row = tables.current(key)
         if row is None:
             previous, create, version = 0, self._main, 1
-            tables.insert_current(((key, packed, create, version, lease),))
         else:
-            previous, create, version, _ = row
-            tables.insert_history(((key, previous, packed, create, version),))
-            version += 1
-            tables.update_current(((packed, version, lease, key),))
+            previous, create, version = row[0], row[1], row[2] + 1
         kv = serialize(key, create, self._main, version, lease, value)
-        tables.insert_revisions(((packed, previous, len(value), kv),))
+        tables.put((packed, previous, len(value), kv), key, create, version, lease)
         self._events.append((PUT, key, packed, kv, previous))
 
     def delete(self, span: Interval) -> int:

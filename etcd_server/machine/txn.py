@@ -15,7 +15,7 @@ checkIntervals).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from etcd_server.api import errors
 from etcd_server.api.encoding import integer_field, message_field, repeated_field
@@ -23,6 +23,7 @@ from etcd_server.api.keys import Interval, interval
 from etcd_server.api.proto import kv_pb2, rpc_pb2
 from etcd_server.machine.mvcc import Outcome, Store, Write
 from etcd_server.storage.schema import MAX_CHANGES_PER_REVISION, main_revision
+from etcd_server.storage.tables import CurrentRow, KeyTables
 
 LeaseExists = Callable[[int], bool]
 
@@ -141,6 +142,19 @@ def contains_put(request: rpc_pb2.TxnRequest) -> bool:
 # --- compares -------------------------------------------------------------------------------------
 
 
+_VERSION = rpc_pb2.Compare.VERSION
+_CREATE = rpc_pb2.Compare.CREATE
+_MOD = rpc_pb2.Compare.MOD
+_VALUE = rpc_pb2.Compare.VALUE
+_COLUMNS = {
+    _VERSION: "version",
+    _CREATE: "create_revision",
+    _MOD: "mod_revision",
+    rpc_pb2.Compare.LEASE: "lease",
+}
+_NO_ROW: CurrentRow = (0, 0, 0, 0)
+
+
 def _holds(result: rpc_pb2.Compare.CompareResult.ValueType, left: int | bytes, right: int | bytes) -> bool:
     match result:
         case rpc_pb2.Compare.EQUAL:
@@ -160,28 +174,29 @@ def compare_holds(store: Store, compare: rpc_pb2.Compare) -> bool:
 
     Without any key in the range, the version, revisions and lease are compared as 0, and a value never holds.
     """
-    span, tables = interval(compare.key, compare.range_end), store.tables
-    result = compare.result
-    if compare.target == rpc_pb2.Compare.VALUE:
-        values = list(tables.values(*span))
+    tables, result, target = store.tables, compare.result, compare.target
+    if target == _VALUE:
+        values = tables.values(*interval(compare.key, compare.range_end))
         return bool(values) and all(_holds(result, value, compare.value) for value in values)
+    column = _COLUMNS.get(target)
+    if column is None:
+        return _holds(result, 0, 0)  # An unknown target compares as equal in etcd.
+    wanted: int = getattr(compare, column)
+    for packed, create, version, lease in _rows(tables, compare) or (_NO_ROW,):
+        if target == _MOD:
+            found = main_revision(packed)
+        else:
+            found = version if target == _VERSION else create if target == _CREATE else lease
+        if not _holds(result, found, wanted):
+            return False
+    return True
+
+
+def _rows(tables: KeyTables, compare: rpc_pb2.Compare) -> Sequence[CurrentRow]:
     if compare.range_end:
-        rows = [row[1:] for row in tables.current_rows(*span)] or [(0, 0, 0, 0)]
-    else:
-        rows = [tables.current(compare.key) or (0, 0, 0, 0)]
-    match compare.target:
-        case rpc_pb2.Compare.VERSION:
-            return all(_holds(result, version, compare.version) for _, _, version, _ in rows)
-        case rpc_pb2.Compare.CREATE:
-            return all(_holds(result, create, compare.create_revision) for _, create, _, _ in rows)
-        case rpc_pb2.Compare.MOD:
-            return all(
-                _holds(result, main_revision(packed), compare.mod_revision) for packed, _, _, _ in rows
-            )
-        case rpc_pb2.Compare.LEASE:
-            return all(_holds(result, lease, compare.lease) for _, _, _, lease in rows)
-        case _:
-            return _holds(result, 0, 0)  # An unknown target compares as equal in etcd.
+        return [row[1:] for row in tables.current_rows(*interval(compare.key, compare.range_end))]
+    row = tables.current(compare.key)
+    return () if row is None else (row,)
 
 
 # --- single requests ------------------------------------------------------------------------------
@@ -246,8 +261,7 @@ def _delete_range(write: Write, request: rpc_pb2.DeleteRangeRequest) -> bytes:
 # --- transactions ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Branch:
+class _Branch(NamedTuple):
     """A txn whose compares have been decided: its outcome and what it will do. `nested` is in the order of
     operations.
     """
@@ -258,7 +272,11 @@ class _Branch:
 
 
 def _choose(store: Store, request: rpc_pb2.TxnRequest) -> _Branch:
-    succeeded = all(compare_holds(store, compare) for compare in request.compare)
+    succeeded = True
+    for compare in request.compare:
+        if not compare_holds(store, compare):
+            succeeded = False
+            break
     operations = request.success if succeeded else request.failure
     nested = [_choose(store, op.request_txn) for op in operations if op.HasField("request_txn")]
     return _Branch(succeeded, operations, nested)

@@ -228,7 +228,7 @@ class KeyTables:
         ).fetchall()
         return rows
 
-    def values(self, low: bytes, high: bytes | None) -> Iterable[bytes]:
+    def values(self, low: bytes, high: bytes | None) -> list[bytes]:
         """The values of the live keys, in the order of keys."""
         bound = "c.key >= ?" if high is None else "c.key >= ? AND c.key < ?"
         rows = self._execute(
@@ -236,7 +236,7 @@ class KeyTables:
             f" WHERE {bound} ORDER BY c.key",
             (low,) if high is None else (low, high),
         )
-        return (value for (value,) in rows)
+        return [value for (value,) in rows]
 
     def value_size(self, packed: int) -> int:
         """Bytes of the value of a revision that is there and no tombstone."""
@@ -271,6 +271,17 @@ class KeyTables:
     def update_current(self, rows: Iterable[tuple[int, int, int, bytes]]) -> None:
         """Live keys that were written again: (packed revision, version, lease, key)."""
         self._executemany(_UPDATE_CURRENT, rows)
+
+    def put(self, row: RevisionRow, key: bytes, create_revision: int, version: int, lease: int) -> None:
+        """One put: its row of `revisions`, and `current` and `history` after it."""
+        execute = self._execute
+        packed, previous, _, _ = row
+        execute(_INSERT_REVISION, row)
+        if previous:
+            execute(_INSERT_HISTORY, (key, previous, packed, create_revision, version - 1))
+            execute(_UPDATE_CURRENT, (packed, version, lease, key))
+        else:
+            execute(_INSERT_CURRENT, (key, packed, create_revision, version, lease))
 
     def delete_current(self, keys: Iterable[tuple[bytes]]) -> None:
         self._executemany(_DELETE_CURRENT, keys)
