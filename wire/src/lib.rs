@@ -1,0 +1,21 @@
+//! Sockets, HTTP/1.1 and HTTP/2 on one port, and gRPC framing, for a server whose requests are answered in Python.
+//!
+//! The crate knows nothing of etcd: it parses no protobuf and holds no key. Requests leave it in batches through
+//! [`inbox::Inbox`], answers enter it in batches through [`registry::Registry`]. Its threads never take the
+//! Python interpreter lock: Rust events become Python objects inside `Wire.poll`, under the lock its caller holds.
+//! The module `python` is the only one that knows Python; unit tests are compiled without it.
+
+mod calls;
+mod event;
+mod frames;
+mod grpc;
+mod http1;
+mod http2;
+mod inbox;
+mod limits;
+mod link;
+mod listener;
+#[cfg(not(test))]
+mod python;
+mod registry;
+mod settings;

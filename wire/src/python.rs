@@ -1,0 +1,423 @@
+//! The Python face: the class `Wire`, and the only code that makes or reads Python objects.
+//!
+//! A batch pays for the interpreter lock once in either direction. What many events share is made once: the `str`
+//! of each method path and metadata key when the wire is made, the tuple of a connection with its first event.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use pyo3::create_exception;
+use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use tokio::runtime::Runtime;
+use tokio::task::AbortHandle;
+
+use crate::event::{Command, Event, Metadata, Object, Origin};
+use crate::grpc;
+use crate::inbox::Inbox;
+use crate::listener::{Address, Listener, drain};
+use crate::registry::{Phase, Registry};
+use crate::settings::{Counters, Kind, Methods, Settings, Shared, SharedRef};
+
+create_exception!(_wire, WireError, PyException, "A listener could not be opened or a setting is wrong.");
+
+/// The numbers of `_wire.pyi`, by name.
+const CONSTANTS: [(&str, u8); 18] = [
+    ("CALL", events::CALL),
+    ("OPEN", events::OPEN),
+    ("MESSAGE", events::MESSAGE),
+    ("HALF_CLOSE", events::HALF_CLOSE),
+    ("CANCEL", events::CANCEL),
+    ("HTTP", events::HTTP),
+    ("PAUSED", events::PAUSED),
+    ("RESUMED", events::RESUMED),
+    ("POSTED", events::POSTED),
+    ("REPLY", replies::REPLY),
+    ("FAIL", replies::FAIL),
+    ("DELIVER", replies::DELIVER),
+    ("RESPOND", replies::RESPOND),
+    ("BEGIN", replies::BEGIN),
+    ("CHUNK", replies::CHUNK),
+    ("FINISH", replies::FINISH),
+    ("ONE", 1),
+    ("MANY", 2),
+];
+
+mod events {
+    pub const CALL: u8 = 1;
+    pub const OPEN: u8 = 2;
+    pub const MESSAGE: u8 = 3;
+    pub const HALF_CLOSE: u8 = 4;
+    pub const CANCEL: u8 = 5;
+    pub const HTTP: u8 = 6;
+    pub const PAUSED: u8 = 7;
+    pub const RESUMED: u8 = 8;
+    pub const POSTED: u8 = 9;
+}
+
+mod replies {
+    pub const REPLY: u8 = 1;
+    pub const FAIL: u8 = 2;
+    pub const DELIVER: u8 = 3;
+    pub const RESPOND: u8 = 4;
+    pub const BEGIN: u8 = 5;
+    pub const CHUNK: u8 = 6;
+    pub const FINISH: u8 = 7;
+}
+
+/// See `_wire.pyi`.
+#[pyclass(frozen, module = "etcd_server.transport._wire")]
+struct Wire {
+    shared: SharedRef,
+    paths: Vec<Py<PyString>>,
+    keys: Vec<Py<PyString>>,
+    runtime: Mutex<Option<Runtime>>,
+    listeners: Mutex<Vec<AbortHandle>>,
+}
+
+#[pymethods]
+impl Wire {
+    #[new]
+    #[pyo3(signature = (methods, *, metadata_keys = Vec::new(), worker_threads = 1, max_message_bytes = 2_097_152,
+        max_header_bytes = 16_384, max_concurrent_streams = 4096, max_inbox_bytes = 268_435_456,
+        stream_buffer_bytes = 4_194_304, keepalive_min_time_s = 5.0, keepalive_interval_s = 7200.0,
+        keepalive_timeout_s = 20.0, header_timeout_s = 10.0, idle_http_timeout_s = 300.0))]
+    #[allow(clippy::too_many_arguments)] // The face of Python, all by keyword.
+    fn new(
+        py: Python<'_>,
+        methods: HashMap<String, u8>,
+        metadata_keys: Vec<String>,
+        worker_threads: usize,
+        max_message_bytes: usize,
+        max_header_bytes: u32,
+        max_concurrent_streams: u32,
+        max_inbox_bytes: usize,
+        stream_buffer_bytes: usize,
+        keepalive_min_time_s: f64,
+        keepalive_interval_s: f64,
+        keepalive_timeout_s: f64,
+        header_timeout_s: f64,
+        idle_http_timeout_s: f64,
+    ) -> PyResult<Self> {
+        for (name, value) in [
+            ("worker_threads", worker_threads),
+            ("max_message_bytes", max_message_bytes),
+            ("max_header_bytes", max_header_bytes as usize),
+            ("max_concurrent_streams", max_concurrent_streams as usize),
+            ("max_inbox_bytes", max_inbox_bytes),
+            ("stream_buffer_bytes", stream_buffer_bytes),
+        ] {
+            if value == 0 || value > 1 << 40 {
+                return Err(WireError::new_err(format!("{name} is {value}: expected a positive number")));
+            }
+        }
+        let settings = Settings {
+            max_message_bytes,
+            max_header_bytes,
+            max_concurrent_streams,
+            max_inbox_bytes,
+            stream_buffer_bytes,
+            keepalive_min_time: seconds("keepalive_min_time_s", keepalive_min_time_s)?,
+            keepalive_interval: seconds("keepalive_interval_s", keepalive_interval_s)?,
+            keepalive_timeout: seconds("keepalive_timeout_s", keepalive_timeout_s)?,
+            header_timeout: seconds("header_timeout_s", header_timeout_s)?,
+            idle_http_timeout: seconds("idle_http_timeout_s", idle_http_timeout_s)?,
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(worker_threads)
+            .thread_name("wire")
+            .enable_all()
+            .build()
+            .map_err(|error| {
+                WireError::new_err(format!("the threads of the wire cannot be started: {error}"))
+            })?;
+        let methods = read_methods(&methods)?;
+        let intern = |text: &String| PyString::intern(py, text).unbind();
+        Ok(Wire {
+            paths: methods.paths.iter().map(intern).collect(),
+            keys: metadata_keys.iter().map(intern).collect(),
+            shared: Arc::new(Shared {
+                inbox: Inbox::new(settings.max_inbox_bytes),
+                settings,
+                methods,
+                metadata_keys: read_keys(&metadata_keys)?,
+                registry: Registry::default(),
+                counters: Counters::default(),
+            }),
+            runtime: Mutex::new(Some(runtime)),
+            listeners: Mutex::new(Vec::new()),
+        })
+    }
+
+    fn listen(&self, py: Python<'_>, url: &str, name: &str) -> PyResult<String> {
+        let address = Address::parse(url).map_err(WireError::new_err)?;
+        py.detach(|| {
+            let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+            let runtime = runtime.as_ref().ok_or_else(|| "the wire has been closed".to_owned())?;
+            let _context = runtime.enter();
+            let (listener, bound) =
+                Listener::open(&address).map_err(|error| format!("cannot listen on {url}: {error}"))?;
+            let task = runtime.spawn(listener.run(Arc::clone(&self.shared), Arc::from(name)));
+            self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(task.abort_handle());
+            Ok(bound)
+        })
+        .map_err(|text: String| WireError::new_err(text))
+    }
+
+    fn poll<'py>(&self, py: Python<'py>, timeout_s: f64, max: usize) -> PyResult<Bound<'py, PyList>> {
+        let timeout = seconds("timeout_s", timeout_s)?;
+        let taken = py.detach(|| {
+            let taken = self.shared.inbox.take(timeout, max);
+            if taken.room_again {
+                self.shared.registry.wake_all();
+            }
+            taken
+        });
+        let list = PyList::empty(py);
+        for event in taken.events {
+            list.append(self.event(py, event)?)?;
+        }
+        Ok(list)
+    }
+
+    fn send(&self, py: Python<'_>, replies: &Bound<'_, PyList>) -> PyResult<()> {
+        let mut commands = Vec::with_capacity(replies.len());
+        for reply in replies.iter() {
+            commands.push(command(&reply)?);
+        }
+        py.detach(|| self.shared.registry.dispatch(commands));
+        Ok(())
+    }
+
+    fn post(&self, object: Object) {
+        self.shared.inbox.push_all(&mut vec![Event::Posted(object)]);
+    }
+
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let counters = &self.shared.counters;
+        let dict = PyDict::new(py);
+        dict.set_item("connections_total", counters.connections_total.load(Relaxed))?;
+        dict.set_item("connections_open", counters.connections_open.load(Relaxed))?;
+        dict.set_item("streams_open", counters.streams_open.load(Relaxed))?;
+        dict.set_item("bytes_received_total", counters.bytes_received_total.load(Relaxed))?;
+        dict.set_item("bytes_sent_total", counters.bytes_sent_total.load(Relaxed))?;
+        dict.set_item("requests_refused_total", counters.requests_refused_total.load(Relaxed))?;
+        dict.set_item("goaways_sent_total", counters.goaways_sent_total.load(Relaxed))?;
+        dict.set_item("inbox_events", self.shared.inbox.len())?;
+        Ok(dict)
+    }
+
+    fn stop_accepting(&self) {
+        for task in self.listeners.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+        drain(&self.shared);
+    }
+
+    fn close(&self, py: Python<'_>, grace_s: f64) -> PyResult<()> {
+        let grace = seconds("grace_s", grace_s)?;
+        py.detach(|| {
+            self.stop_accepting();
+            let registry = &self.shared.registry;
+            if !registry.wait_empty(grace) {
+                registry.advance(Phase::Ending);
+                registry.wait_empty(Self::ENDING);
+            }
+            let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(runtime) = runtime {
+                runtime.shutdown_timeout(Self::ENDING);
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Wire {
+    /// How long connections and threads that were told to end may take.
+    const ENDING: Duration = Duration::from_secs(2);
+
+    fn event<'py>(&self, py: Python<'py>, event: Event) -> PyResult<Bound<'py, PyTuple>> {
+        match event {
+            Event::Call { id, method, message, origin, metadata } => (
+                events::CALL,
+                id,
+                self.paths[method as usize].bind(py),
+                PyBytes::new(py, &message),
+                connection(py, &origin)?,
+                self.metadata(py, metadata)?,
+            )
+                .into_pyobject(py),
+            Event::Open { id, method, origin, metadata } => (
+                events::OPEN,
+                id,
+                self.paths[method as usize].bind(py),
+                connection(py, &origin)?,
+                self.metadata(py, metadata)?,
+            )
+                .into_pyobject(py),
+            Event::Message { id, message } => {
+                (events::MESSAGE, id, PyBytes::new(py, &message)).into_pyobject(py)
+            }
+            Event::HalfClose { id } => (events::HALF_CLOSE, id).into_pyobject(py),
+            Event::Cancel { id } => (events::CANCEL, id).into_pyobject(py),
+            Event::Http { id, request, origin } => {
+                let headers = PyList::empty(py);
+                for (name, value) in &request.headers {
+                    headers.append((name.as_str(), String::from_utf8_lossy(value.as_bytes())))?;
+                }
+                let body = PyBytes::new(py, &request.body);
+                (events::HTTP, id, request.method, request.target, headers, body, connection(py, &origin)?)
+                    .into_pyobject(py)
+            }
+            Event::Paused { id } => (events::PAUSED, id).into_pyobject(py),
+            Event::Resumed { id } => (events::RESUMED, id).into_pyobject(py),
+            Event::Posted(object) => (events::POSTED, object).into_pyobject(py),
+        }
+    }
+
+    fn metadata<'py>(&self, py: Python<'py>, metadata: Metadata) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(metadata) = metadata else { return Ok(None) };
+        let dict = PyDict::new(py);
+        for (place, value) in &metadata {
+            dict.set_item(&self.keys[*place], &**value)?;
+        }
+        Ok(Some(dict))
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn connection<'py>(py: Python<'py>, origin: &Origin) -> PyResult<Bound<'py, PyAny>> {
+    if let Some(object) = origin.object.get() {
+        return Ok(object.bind(py).clone());
+    }
+    let tuple =
+        (&*origin.listener, &origin.peer, origin.common_name.as_deref()).into_pyobject(py)?.into_any();
+    Ok(origin.object.get_or_init(|| tuple.unbind()).bind(py).clone())
+}
+
+fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    // A century is as good as any longer time, and adds to every clock without overflow.
+    Duration::try_from_secs_f64(value.min(3.2e9))
+        .map_err(|_| WireError::new_err(format!("{name} is {value}: expected seconds, not negative")))
+}
+
+fn read_methods(methods: &HashMap<String, u8>) -> PyResult<Methods> {
+    let mut known = Methods::default();
+    for (path, kind) in methods {
+        let kind = match kind {
+            1 => Kind::One,
+            2 => Kind::Many,
+            other => {
+                return Err(WireError::new_err(format!("method {path:?} is {other}: expected ONE or MANY")));
+            }
+        };
+        if !known.add(path, kind) {
+            return Err(WireError::new_err(format!("method {path:?}: expected /package.Service/Method")));
+        }
+    }
+    Ok(known)
+}
+
+fn read_keys(keys: &[String]) -> PyResult<Vec<HeaderName>> {
+    keys.iter()
+        .map(|key| {
+            HeaderName::from_bytes(key.as_bytes()).map_err(|_| {
+                WireError::new_err(format!("metadata key {key:?}: expected the name of a header"))
+            })
+        })
+        .collect()
+}
+
+/// One tuple given to `send`.
+fn command(reply: &Bound<'_, PyAny>) -> PyResult<(u64, Command)> {
+    let tuple = reply.cast::<PyTuple>()?;
+    let size = tuple.len();
+    if size < 2 {
+        return Err(PyValueError::new_err("a reply has an operation and an id at least"));
+    }
+    let kind: u8 = tuple.get_borrowed_item(0)?.extract()?;
+    let id: u64 = tuple.get_borrowed_item(1)?.extract()?;
+    let expected = match kind {
+        replies::FINISH => 2,
+        replies::REPLY | replies::DELIVER | replies::CHUNK => 3,
+        replies::FAIL | replies::BEGIN => 4,
+        replies::RESPOND => 5,
+        other => return Err(PyValueError::new_err(format!("{other} is not an operation of send"))),
+    };
+    if size != expected {
+        return Err(PyValueError::new_err(format!("operation {kind} has {expected} items, not {size}")));
+    }
+    let command = match kind {
+        replies::REPLY => Command::Reply { message: framed(tuple)? },
+        replies::DELIVER => Command::Deliver { message: framed(tuple)? },
+        replies::FAIL => Command::Fail {
+            code: tuple.get_borrowed_item(2)?.extract()?,
+            text: tuple.get_borrowed_item(3)?.extract()?,
+        },
+        replies::RESPOND => {
+            let (status, headers) = head(tuple)?;
+            let body = Bytes::copy_from_slice(tuple.get_borrowed_item(4)?.cast::<PyBytes>()?.as_bytes());
+            Command::Respond { status, headers, body }
+        }
+        replies::BEGIN => {
+            let (status, headers) = head(tuple)?;
+            Command::Begin { status, headers }
+        }
+        replies::CHUNK => {
+            let body = Bytes::copy_from_slice(tuple.get_borrowed_item(2)?.cast::<PyBytes>()?.as_bytes());
+            Command::Chunk { body }
+        }
+        _ => Command::Finish,
+    };
+    Ok((id, command))
+}
+
+fn framed(tuple: &Bound<'_, PyTuple>) -> PyResult<Bytes> {
+    let item = tuple.get_borrowed_item(2)?;
+    let message = item.cast::<PyBytes>()?;
+    let message = message.as_bytes();
+    if message.len() > u32::MAX as usize {
+        return Err(PyValueError::new_err("a message is longer than gRPC can tell"));
+    }
+    Ok(grpc::frame(message))
+}
+
+fn head(tuple: &Bound<'_, PyTuple>) -> PyResult<(StatusCode, HeaderMap)> {
+    let number: u16 = tuple.get_borrowed_item(2)?.extract()?;
+    let status = StatusCode::from_u16(number)
+        .ok()
+        .filter(|status| !status.is_informational())
+        .ok_or_else(|| PyValueError::new_err(format!("{number} is not a final HTTP status")))?;
+    let mut headers = HeaderMap::new();
+    for item in tuple.get_borrowed_item(3)?.cast::<PyList>()?.iter() {
+        let (name, value): (String, String) =
+            item.extract().map_err(|_| PyTypeError::new_err("headers are a list of (str, str)"))?;
+        let wrong = || PyValueError::new_err(format!("header {name:?}: {value:?} cannot be sent"));
+        let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
+        headers.append(key, HeaderValue::from_str(&value).map_err(|_| wrong())?);
+    }
+    Ok((status, headers))
+}
+
+/// The module `etcd_server.transport._wire`.
+#[pymodule]
+fn _wire(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    for (name, value) in CONSTANTS {
+        module.add(name, value)?;
+    }
+    module.add("WireError", module.py().get_type::<WireError>())?;
+    module.add_class::<Wire>()
+}
