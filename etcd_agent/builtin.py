@@ -1,0 +1,120 @@
+"""The agent's own plugin: configured commands, systemd units, HTTP health, and the log line of each event.
+
+It is registered like any other, so that what a resource file can say goes through the same contract that a
+plugin uses. Its ``agent_reload`` comes first: what the administrator wrote in ``[reload]`` wins over a
+plugin's own way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+
+import requests
+
+from etcd_agent import commands
+from etcd_agent.errors import ReloadError
+from etcd_agent.hookspecs import hookimpl
+from etcd_agent.values import Applied, Command, Event, Problem, Resource
+
+logger = logging.getLogger("etcd_agent.event")
+
+_UNIT_VERBS = {
+    "reload": "try-reload-or-restart",
+    "reload-or-restart": "try-reload-or-restart",
+    "restart": "try-restart",
+}
+
+
+def environment(
+    resource: Resource, revision: int, dest: str = "", changed: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """What every command of a resource finds in its environment."""
+    return {
+        "AGENT_RESOURCE": resource.name,
+        "AGENT_REVISION": str(revision),
+        "AGENT_DEST": dest,
+        "AGENT_CHANGED_FILES": json.dumps(changed),
+    }
+
+
+class BuiltinPlugin:
+    """Implements ``[reload]`` and ``[health]`` of a resource file."""
+
+    @hookimpl(tryfirst=True)
+    def agent_reload(self, resource: Resource, applied: Applied) -> str | None:
+        reload = resource.reload
+        if not reload.configured:
+            return None
+        if reload.action == "none":
+            return "nothing to reload (action = none)"
+        dest = applied.changed[0] if applied.changed else (applied.files[0] if applied.files else "")
+        command = reload.cmd if reload.cmd is not None else unit_command(reload.unit or "", reload.action)
+        command = commands.expand(command, {"dest": dest, "src": dest})
+        variables = environment(resource, applied.revision, dest, applied.changed)
+        result = commands.run(command, timeout_s=reload.timeout_s, env=variables)
+        if not result.ok:
+            raise ReloadError(f"reload: {result.reason(command, reload.timeout_s)}")
+        return f"reloaded by {commands.shown(command)}"
+
+    @hookimpl
+    def agent_health(self, resource: Resource, applied: Applied) -> Problem | None:
+        health = resource.health
+        if health.http is not None:
+            reason = http_problem(health.http, health.expect, health.timeout_s)
+            if reason:
+                return Problem(reason, health.http)
+        if health.cmd is not None:
+            variables = environment(resource, applied.revision, changed=applied.changed)
+            result = commands.run(health.cmd, timeout_s=health.timeout_s, env=variables)
+            if not result.ok:
+                return Problem(result.reason(health.cmd, health.timeout_s))
+        return None
+
+    @hookimpl
+    def agent_event(self, event: Event) -> None:
+        level = _EVENT_LEVELS.get(event.kind, logging.INFO)
+        logger.log(
+            level,
+            "%s: %s at revision %d%s%s",
+            event.resource,
+            event.kind.replace("_", " "),
+            event.revision,
+            f" in {event.duration_s * 1000:.0f} ms" if event.duration_s else "",
+            f": {event.detail}" if event.detail else "",
+        )
+
+
+_EVENT_LEVELS: Mapping[str, int] = {
+    "unchanged": logging.DEBUG,
+    "failed": logging.ERROR,
+    "rolled_back": logging.ERROR,
+}
+
+
+def unit_command(unit: str, action: str) -> Command:
+    """systemctl for an action. The ``try-`` verbs do nothing for a unit that does not run: it will read the
+    files."""
+    if action.startswith("signal:"):
+        return (
+            "systemctl",
+            "kill",
+            "--kill-who=main",
+            f"--signal={action.removeprefix('signal:')}",
+            "--",
+            unit,
+        )
+    return ("systemctl", _UNIT_VERBS[action], "--", unit)
+
+
+def http_problem(url: str, expect: int, timeout_s: float) -> str | None:
+    """Why ``url`` does not answer ``expect`` within the limit, or None. Proxies of the environment are not
+    used."""
+    with requests.Session() as session:
+        session.trust_env = False
+        try:
+            answer = session.get(url, timeout=timeout_s, allow_redirects=False)
+        except requests.RequestException as error:
+            return f"no answer: {type(error).__name__}"
+        return None if answer.status_code == expect else f"answers {answer.status_code}, expected {expect}"

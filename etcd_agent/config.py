@@ -1,0 +1,439 @@
+"""agent.toml and conf.d/*.toml -> one frozen ``AgentConfig``; the reference of every key is docs/agent.md.
+
+confd's names where confd has one, consul-template's for what confd lacks. A file that holds a single
+``[template]`` table is a confd resource and loads as it is. Keys of the format that this version cannot
+honour are refused, not ignored. Everything is checked before anything is used: a reload with a wrong file
+keeps the old configuration.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+from etcd_agent import tables
+from etcd_agent.errors import ConfigError
+from etcd_agent.tables import Table, read_toml
+from etcd_agent.values import (
+    AgentConfig,
+    Backend,
+    Check,
+    Command,
+    Health,
+    PluginsConfig,
+    Reload,
+    Resource,
+    Retry,
+    Rollback,
+    Safety,
+    Template,
+    Wait,
+)
+
+DEFAULT_PATH = "/etc/etcd-py-agent/agent.toml"
+DEFAULT_STATE_DIR = "/var/lib/etcd-py-agent"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ACTION = re.compile(r"reload|restart|reload-or-restart|none|signal:[A-Z][A-Z0-9+]*")
+
+
+def load(path: str) -> AgentConfig:
+    """The whole configuration.
+
+    Raises ConfigError: one line, ``FILE:LINE:COLUMN: what, and what was expected``.
+    """
+    root = read_toml(path)
+    root.take("config_version", _version, 1)
+    confdir = root.take("confdir", tables.absolute_path, os.path.dirname(os.path.abspath(path)))
+    prefix = root.take("prefix", tables.key_path, "")
+    wait = _wait(root.table("wait"), Wait())
+    commands = root.table("commands")
+    check_timeout_s = commands.take("check_timeout", tables.duration, 30.0)
+    reload_timeout_s = commands.take("reload_timeout", tables.duration, 60.0)
+    on_error = commands.take("on_error", tables.choice("retry", "hold", "exit"), "retry")
+    commands.finish()
+    safety_table = root.table("safety")
+    rollback = safety_table.take("rollback", tables.boolean, True)
+    safety = _safety(safety_table)
+    plugins_table = root.table("plugins")
+    plugins, plugin_settings = _plugins(plugins_table, confdir)
+    host = root.table("host")
+    host_id = host.take("id", tables.string, "%H").replace("%H", socket.gethostname())
+    labels: dict[str, str] = host.take("labels", tables.string_map, {})
+    host.finish()
+    defaults = _Defaults(prefix, wait, check_timeout_s, reload_timeout_s, rollback, plugin_settings)
+    config = AgentConfig(
+        source=path,
+        confdir=confdir,
+        state_dir=root.take("state_dir", tables.absolute_path, DEFAULT_STATE_DIR),
+        nodes=root.take("nodes", _nodes, ("http://127.0.0.1:2379",)),
+        prefix=prefix,
+        watch=root.take("watch", tables.boolean, True),
+        interval_s=root.take("interval", _positive_duration, 600.0),
+        start_grace_s=root.take("start_grace", tables.duration, 10.0),
+        noop=root.take("noop", tables.boolean, False),
+        log_level=root.take("log_level", tables.choice("debug", "info", "warning", "error"), "info"),
+        log_format=root.take("log_format", tables.choice("journal", "text", "json"), "text"),
+        host_id=host_id,
+        labels=labels,
+        backend=_backend(root.table("backend")),
+        on_error=on_error,
+        safety=safety,
+        plugins=plugins,
+        resources=load_resources(confdir, defaults),
+    )
+    root.later("client_cert", "client_key", "client_cakeys", "username", "password_file")
+    root.later("rollout", "report", "http", "service", "schema")
+    root.finish()
+    return config
+
+
+class _Defaults:
+    """What agent.toml says for all resources."""
+
+    def __init__(
+        self,
+        prefix: str = "",
+        wait: Wait = Wait(),  # noqa: B008 (frozen)
+        check_timeout_s: float = 30.0,
+        reload_timeout_s: float = 60.0,
+        rollback: bool = True,
+        plugins: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.prefix = prefix
+        self.wait = wait
+        self.check_timeout_s = check_timeout_s
+        self.reload_timeout_s = reload_timeout_s
+        self.rollback = rollback
+        self.plugins = plugins or {}
+
+
+def load_resources(confdir: str, defaults: _Defaults) -> tuple[Resource, ...]:
+    """All of ``confdir/conf.d/*.toml`` in the order of their names.
+
+    Names and destinations must not repeat.
+    """
+    resources: list[Resource] = []
+    owners: dict[str, str] = {}
+    for path in sorted(glob.glob(f"{glob.escape(confdir)}/conf.d/*.toml")):
+        resource = load_resource(path, defaults)
+        if any(other.name == resource.name for other in resources):
+            raise ConfigError(f"{path}: the resource name {resource.name!r} is taken by another file")
+        for template in resource.templates:
+            if template.dest in owners:
+                raise ConfigError(f"{path}: {template.dest} is already written by {owners[template.dest]}")
+            owners[template.dest] = path
+        resources.append(resource)
+    return tuple(resources)
+
+
+def load_resource(path: str, defaults: _Defaults | None = None) -> Resource:
+    """One resource file: ``[resource]`` with its tables, or confd's single ``[template]``.
+
+    Raises ConfigError.
+    """
+    root = read_toml(path)
+    defaults = defaults or _Defaults()
+    stem = os.path.basename(path).removesuffix(".toml")
+    if "resource" not in root and isinstance(root.raw.get("template"), dict):
+        return _confd_resource(root, stem, path, defaults)
+    head = root.table("resource")
+    name = head.take("name", _name, stem)
+    resource_prefix = head.take("prefix", tables.key_path, "")
+    keys = _keys(head)
+    head.later("requires", "drift")
+    wait = _wait(head.table("wait"), defaults.wait)
+    head.finish()
+    templates = tuple(_template(table) for table in root.tables("template"))
+    if not templates:
+        raise root.error("a resource needs at least one [[template]]")
+    resource = Resource(
+        name=name,
+        source=path,
+        prefix=defaults.prefix + resource_prefix,
+        keys=keys,
+        templates=templates,
+        wait=wait,
+        check=_check(root.table("check"), defaults),
+        reload=_reload(root.table("reload"), defaults),
+        health=_health(root.table("health")),
+        rollback=_rollback(root.table("rollback"), defaults),
+        plugins=_attached(root.table("plugins"), defaults),
+    )
+    root.later("rollout", "schema")
+    root.finish()
+    _check_destinations(root, resource)
+    return resource
+
+
+def _confd_resource(root: Table, stem: str, path: str, defaults: _Defaults) -> Resource:
+    if not _NAME.fullmatch(stem):
+        raise root.error(f"the file's name {stem!r} cannot name a resource: letters, digits, '.', '_', '-'")
+    table = root.table("template")
+    keys = _keys(table)
+    resource_prefix = table.take("prefix", tables.key_path, "")
+    check = Check(
+        cmd=table.take("check_cmd", _optional_command, None),
+        format=table.take("output_format", _format, "none"),
+        timeout_s=table.take("check_cmd_timeout", tables.duration, defaults.check_timeout_s),
+    )
+    reload = Reload(
+        cmd=table.take("reload_cmd", _optional_command, None),
+        timeout_s=table.take("reload_cmd_timeout", tables.duration, defaults.reload_timeout_s),
+        min_interval_s=table.take("min_reload_interval", tables.duration, 0.0),
+    )
+    template = _template(table)
+    root.finish()
+    resource = Resource(
+        name=stem,
+        source=path,
+        prefix=defaults.prefix + resource_prefix,
+        keys=keys,
+        templates=(template,),
+        wait=defaults.wait,
+        check=check,
+        reload=reload,
+        rollback=Rollback(enabled=defaults.rollback),
+    )
+    _check_destinations(root, resource)
+    return resource
+
+
+def _template(table: Table) -> Template:
+    owner = table.take("owner", tables.account, None)
+    group = table.take("group", tables.account, None)
+    template = Template(
+        src=table.require("src", _source),
+        dest=table.require("dest", tables.absolute_path),
+        # confd's uid and gid win over owner and group, as they do there.
+        owner=table.take("uid", tables.integer(0, 2**32 - 2), owner),
+        group=table.take("gid", tables.integer(0, 2**32 - 2), group),
+        mode=table.take("mode", tables.file_mode, None),
+        for_each=table.take("for_each", _pattern, None),
+        prune=table.take("prune", tables.boolean, False),
+        sensitive=table.take("sensitive", tables.boolean, False),
+    )
+    if template.prune and template.for_each is None:
+        raise table.error("prune removes the files of deleted keys and needs for_each", "prune")
+    if template.for_each is None and "{{" in template.dest:
+        raise table.error("dest may hold {{ item.name }} only together with for_each", "dest")
+    if template.for_each is not None and "{{" not in template.dest:
+        raise table.error(
+            "with for_each, dest must hold {{ item.name }}: every key needs its own file", "dest"
+        )
+    if "{{" in os.path.dirname(template.dest):
+        raise table.error("dest may hold {{ item.name }} only in its last part, not in the directory", "dest")
+    table.later("drift", "action")
+    table.finish()
+    return template
+
+
+def _check_destinations(root: Table, resource: Resource) -> None:
+    seen: set[str] = set()
+    for template in resource.templates:
+        if os.path.normpath(template.dest) != template.dest or template.dest.endswith("/"):
+            raise root.error(f"dest {template.dest!r} is not a plain path to a file", "template")
+        if template.dest in seen:
+            raise root.error(f"two templates write {template.dest}", "template")
+        seen.add(template.dest)
+
+
+def _wait(table: Table, default: Wait) -> Wait:
+    min_s = table.take("min", tables.duration, default.min_s)
+    max_s = table.take(
+        "max", tables.duration, max(default.max_s, 4 * min_s) if "min" in table else default.max_s
+    )
+    table.finish()
+    if max_s < min_s:
+        raise table.error(f"max ({max_s:g} s) must not be less than min ({min_s:g} s)", "max")
+    return Wait(min_s, max_s)
+
+
+def _check(table: Table, defaults: _Defaults) -> Check:
+    check = Check(
+        cmd=table.take("cmd", _optional_command, None),
+        mode=table.take("mode", tables.choice("staged", "overlay"), "staged"),
+        format=table.take("format", _format, "none"),
+        timeout_s=table.take("timeout", _positive_duration, defaults.check_timeout_s),
+    )
+    table.finish()
+    return check
+
+
+def _reload(table: Table, defaults: _Defaults) -> Reload:
+    reload = Reload(
+        cmd=table.take("cmd", _optional_command, None),
+        unit=table.take("unit", _optional_string, None),
+        action=table.take("action", _action, "reload"),
+        splay_s=table.take("splay", tables.duration, 0.0),
+        min_interval_s=table.take("min_interval", tables.duration, 0.0),
+        timeout_s=table.take("timeout", _positive_duration, defaults.reload_timeout_s),
+    )
+    table.finish()
+    if reload.cmd is not None and reload.unit is not None:
+        raise table.error("reload has either cmd or unit, not both", "unit")
+    return reload
+
+
+def _health(table: Table) -> Health:
+    health = Health(
+        http=table.take("http", _url, None),
+        expect=table.take("expect", tables.integer(100, 599), 200),
+        cmd=table.take("cmd", _optional_command, None),
+        retries=table.take("retries", tables.integer(0, 1000), 5),
+        interval_s=table.take("interval", tables.duration, 1.0),
+        timeout_s=table.take("timeout", _positive_duration, 5.0),
+    )
+    table.finish()
+    return health
+
+
+def _rollback(table: Table, defaults: _Defaults) -> Rollback:
+    rollback = Rollback(
+        enabled=table.take("enabled", tables.boolean, defaults.rollback),
+        reload=table.take("reload", tables.boolean, True),
+    )
+    table.finish()
+    return rollback
+
+
+def _backend(table: Table) -> Backend:
+    table.take("type", tables.choice("etcd"), "etcd")
+    retry_table = table.table("retry")
+    retry = Retry(
+        attempts=retry_table.take("attempts", tables.integer(0, 10**6), 0),
+        backoff_s=retry_table.take("backoff", _positive_duration, 0.25),
+        max_backoff_s=retry_table.take("max_backoff", _positive_duration, 60.0),
+        jitter=retry_table.take("jitter", tables.boolean, True),
+    )
+    retry_table.finish()
+    backend = Backend(
+        dial_timeout_s=table.take("dial_timeout", _positive_duration, 5.0),
+        request_timeout_s=table.take("request_timeout", _positive_duration, 10.0),
+        serializable=table.take("serializable", tables.boolean, False),
+        watch_idle_s=table.take("watch_idle", _positive_duration, 60.0),
+        retry=retry,
+    )
+    table.finish()
+    return backend
+
+
+def _safety(table: Table) -> Safety:
+    safety = Safety(
+        error_on_missing_key=table.take("error_on_missing_key", tables.boolean, True),
+        refuse_empty=table.take("refuse_empty", tables.boolean, True),
+        backups=table.take("backups", tables.integer(1, 1000), 5),
+    )
+    table.later("max_removed_ratio")
+    table.finish()
+    return safety
+
+
+def _plugins(table: Table, confdir: str) -> tuple[PluginsConfig, dict[str, dict[str, Any]]]:
+    plugins = PluginsConfig(
+        dir=table.take("dir", tables.absolute_path, f"{confdir}/plugins.d"),
+        disable=table.take("disable", tables.strings, ()),
+        strict=table.take("strict", tables.boolean, False),
+    )
+    settings = table.table("config")
+    named = {name: dict(settings.table(name).raw) for name in settings.keys()}  # noqa: SIM118 (Table is no dict)
+    table.finish()
+    return plugins, named
+
+
+def _attached(table: Table, defaults: _Defaults) -> dict[str, dict[str, Any]]:
+    names = list(table.keys())
+    return {name: {**defaults.plugins.get(name, {}), **table.table(name).raw} for name in names}
+
+
+def _keys(table: Table) -> tuple[str, ...]:
+    """``keys``, required: each names a key and everything below it, relative to the prefix."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        keys = tables.strings(value)
+        if not keys:
+            raise ValueError('expected at least one key; ["/"] means everything under the prefix')
+        return tuple(
+            dict.fromkeys(tables.key_path(key if key.startswith("/") else f"/{key}") for key in keys)
+        )
+
+    return table.require("keys", convert)
+
+
+def _version(value: Any) -> int:
+    if value != 1:
+        raise ValueError(f"expected 1, the only version that this agent knows, not {tables.describe(value)}")
+    return 1
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(f"expected letters, digits, '.', '_' and '-', not {tables.describe(value)}")
+    return value
+
+
+def _nodes(value: Any) -> tuple[str, ...]:
+    nodes = tables.strings(value)
+    if not nodes:
+        raise ValueError("expected at least one URL of the store")
+    for node in nodes:
+        _url(node)
+        if urlsplit(node).path not in ("", "/"):
+            raise ValueError(f"expected a URL without a path, not {node!r}")
+        if node.startswith("https:"):
+            raise ValueError(f"TLS to the store ({node!r}) is not supported by this version yet")
+    return nodes
+
+
+def _url(value: Any) -> str:
+    text = tables.string(value)
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"expected a URL, not {text!r}: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(f'expected a URL such as "http://127.0.0.1:2379", not {text!r}')
+    return text
+
+
+def _source(value: Any) -> str:
+    text = tables.string(value)
+    if not text or text.startswith("/") or ".." in text.split("/"):
+        raise ValueError(f"expected a file below templates/, or PLUGIN:FILE, not {text!r}")
+    return text
+
+
+def _pattern(value: Any) -> str:
+    text = tables.string(value)
+    if not text.startswith("/") or not text.endswith("/*") or "*" in text[:-1]:
+        raise ValueError(f'expected the children of a key, such as "/upstreams/*", not {text!r}')
+    return text
+
+
+def _positive_duration(value: Any) -> float:
+    seconds = tables.duration(value)
+    if seconds <= 0:
+        raise ValueError("expected a duration greater than zero")
+    return seconds
+
+
+def _action(value: Any) -> str:
+    text = tables.string(value)
+    if not _ACTION.fullmatch(text):
+        raise ValueError(f"expected reload, restart, reload-or-restart, signal:NAME or none, not {text!r}")
+    return text
+
+
+def _optional_command(value: Any) -> Command | None:
+    return tables.command(value)
+
+
+def _optional_string(value: Any) -> str | None:
+    return tables.string(value)
+
+
+_format = tables.choice("none", "json", "yaml", "toml", "xml", "ini")

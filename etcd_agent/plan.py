@@ -1,0 +1,202 @@
+"""What has to be done, as a pure function: rendered files + disk facts + manifest -> a plan. No I/O.
+
+``once``, ``run`` and ``plan`` all go through here, so a preview cannot differ from the real thing. A plan
+without actions and without a pending reload is "nothing to do". Only files that the manifest knows are
+ever removed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from etcd_agent.errors import GuardError
+from etcd_agent.manifest import Content, FileRecord, Manifest
+from etcd_agent.values import Action, ActionKind, FileState, RenderedFile, Resource, Safety, Snapshot
+
+NEW_FILE_MODE = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``files`` is everything that the resource will own afterwards, changed or not; ``hash``
+    identifies it.
+    """
+
+    resource: str
+    target: Content
+    files: tuple[RenderedFile, ...]
+    actions: tuple[Action, ...]
+    reload_pending: bool
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        return tuple(action.dest for action in self.actions if action.kind is ActionKind.REMOVE)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        return tuple(action.dest for action in self.actions)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to write, nothing to remove, nothing left to reload."""
+        return not self.actions and not self.reload_pending
+
+
+def make_plan(
+    resource: Resource,
+    snapshot: Snapshot,
+    files: Sequence[RenderedFile],
+    disk: Mapping[str, FileState | None],
+    manifest: Manifest,
+    *,
+    default_owner: tuple[int, int] = (0, 0),
+    safety: Safety = Safety(),  # noqa: B008 (frozen)
+) -> Plan:
+    """The plan that brings the disk to ``files``.
+
+    ``disk`` must hold every destination of ``files`` and of the manifest (None: not there). Raises
+    GuardError when a guard holds the change back. ``default_owner`` is the uid and gid of new files whose
+    template names none.
+    """
+    guard_revision(snapshot, manifest)
+    actions: list[Action] = []
+    records: dict[str, FileRecord] = {}
+    for file in files:
+        before = disk[file.dest]
+        after = wanted_state(file, before, default_owner)
+        records[file.dest] = record_of(after, file.template)
+        kind = _kind(before, after)
+        if kind is None:
+            continue
+        if kind is not ActionKind.ATTRIBUTES and safety.refuse_empty:
+            guard_empty(file.dest, before, after)
+        actions.append(Action(kind, file.dest, before, after, file.sensitive))
+    actions.extend(_removals(resource, files, disk, manifest))
+    return Plan(
+        resource=resource.name,
+        target=Content(
+            cluster_id=snapshot.cluster_id,
+            revision=snapshot.revision,
+            data_revision=snapshot.data_revision,
+            hash=content_hash(records),
+            files=records,
+        ),
+        files=tuple(files),
+        actions=tuple(actions),
+        reload_pending=manifest.reload_pending,
+    )
+
+
+def guard_revision(snapshot: Snapshot, manifest: Manifest) -> None:
+    """One cluster's revisions never go back: a store that lost its newest writes must not undo this
+    host's files.
+    """
+    known = manifest.current
+    if snapshot.cluster_id == known.cluster_id and snapshot.revision < known.revision:
+        raise GuardError(
+            f"the store answers at revision {snapshot.revision}, but revision {known.revision} of the same "
+            f"cluster ({known.cluster_id:x}) is applied here: it has lost writes or is an old copy"
+        )
+
+
+def guard_empty(dest: str, before: FileState | None, after: FileState) -> None:
+    if before is not None and before.content.strip() and not after.content.strip():
+        raise GuardError(f"{dest} would become empty (safety.refuse_empty)")
+
+
+def wanted_state(file: RenderedFile, before: FileState | None, default_owner: tuple[int, int]) -> FileState:
+    """The file with mode and owner decided: the template's, else what the file has, else the defaults."""
+    uid, gid = (before.uid, before.gid) if before else default_owner
+    mode = before.mode if before else NEW_FILE_MODE
+    return FileState(
+        content=file.content,
+        mode=mode if file.mode is None else file.mode,
+        uid=uid if file.uid is None else file.uid,
+        gid=gid if file.gid is None else file.gid,
+    )
+
+
+def _kind(before: FileState | None, after: FileState) -> ActionKind | None:
+    if before is None:
+        return ActionKind.CREATE
+    if before.content != after.content:
+        return ActionKind.REPLACE
+    return None if before == after else ActionKind.ATTRIBUTES
+
+
+def _removals(
+    resource: Resource,
+    files: Sequence[RenderedFile],
+    disk: Mapping[str, FileState | None],
+    manifest: Manifest,
+) -> list[Action]:
+    """Files of pruning templates that no key makes any more."""
+    wanted = {file.dest for file in files}
+    removals: list[Action] = []
+    for dest, record in sorted(manifest.owned.items()):
+        template = resource.templates[record.template] if record.template < len(resource.templates) else None
+        before = disk.get(dest)
+        if dest not in wanted and template is not None and template.prune and before is not None:
+            removals.append(Action(ActionKind.REMOVE, dest, before, None, template.sensitive))
+    return removals
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def record_of(state: FileState, template: int) -> FileRecord:
+    return FileRecord(sha256(state.content), state.mode, state.uid, state.gid, template)
+
+
+def content_hash(records: Mapping[str, FileRecord]) -> str:
+    """One hash of all files of a resource: destinations, contents, modes and owners."""
+    digest = hashlib.sha256()
+    for dest, record in sorted(records.items()):
+        digest.update(
+            f"{dest}\0{record.sha256}\0{record.mode:o}\0{record.uid}\0{record.gid}\n".encode(errors="replace")
+        )
+    return digest.hexdigest()
+
+
+def diff(plan: Plan) -> str:
+    """A unified diff of the plan for a person; "" if nothing would change.
+
+    Sensitive files show no content.
+    """
+    parts: list[str] = []
+    for action in plan.actions:
+        if action.sensitive:
+            parts.append(f"# {action.dest}: {action.kind} (sensitive, content not shown)\n")
+            continue
+        parts.extend(_attribute_lines(action))
+        before, after = _lines(action.before), _lines(action.after)
+        names = (
+            action.dest if action.before else "/dev/null",
+            action.dest if action.after else "/dev/null",
+        )
+        for line in difflib.unified_diff(before, after, *names):
+            parts.append(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n")
+    return "".join(parts)
+
+
+def _attribute_lines(action: Action) -> list[str]:
+    if action.after is None:
+        return []
+    if action.before is None:
+        owner = f"{action.after.uid}:{action.after.gid}"
+        return [f"# {action.dest}: new, mode {action.after.mode:04o}, owner {owner}\n"]
+    before, after = action.before, action.after
+    lines: list[str] = []
+    if before.mode != after.mode:
+        lines.append(f"# {action.dest}: mode {before.mode:04o} -> {after.mode:04o}\n")
+    if (before.uid, before.gid) != (after.uid, after.gid):
+        lines.append(f"# {action.dest}: owner {before.uid}:{before.gid} -> {after.uid}:{after.gid}\n")
+    return lines
+
+
+def _lines(state: FileState | None) -> list[str]:
+    return state.content.decode("utf-8", "replace").splitlines(keepends=True) if state else []

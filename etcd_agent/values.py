@@ -1,0 +1,336 @@
+"""The agent's own values: frozen, comparable, free of I/O.
+
+Configuration becomes an ``AgentConfig`` and one ``Resource`` for each unit of apply, check, reload,
+health and rollback. Keys become a ``Snapshot`` (one revision, never a mixture). Rendering makes
+``RenderedFile``s, planning makes ``Action``s, and what happened is an ``Event``. Times are seconds in
+fields that end in ``_s``; file modes are integers; a command is a list (executed as it is) or a string
+(given to ``/bin/sh -c``), as in confd.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Command = tuple[str, ...] | str
+
+
+class State(enum.StrEnum):
+    """The state of a resource on this host, in the words of OpAMP's remote configuration status."""
+
+    UNKNOWN = "UNKNOWN"
+    PENDING = "PENDING"
+    APPLYING = "APPLYING"
+    APPLIED = "APPLIED"
+    FAILED = "FAILED"
+    ROLLED_BACK = "ROLLED_BACK"
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Quiescence: apply ``min_s`` after the last change, but no later than ``max_s`` after the first."""
+
+    min_s: float = 0.0
+    max_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Backoff of a failing resource or store: doubled from ``backoff_s`` to ``max_backoff_s``.
+
+    ``attempts = 0`` means for ever; otherwise a resource is held after that many failures until a key
+    changes.
+    """
+
+    attempts: int = 0
+    backoff_s: float = 0.25
+    max_backoff_s: float = 60.0
+    jitter: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One ``[[template]]``: a source rendered to one file, or with ``for_each`` to one file for each
+    child key.
+    """
+
+    src: str
+    dest: str
+    owner: str | int | None = None
+    group: str | int | None = None
+    mode: int | None = None
+    for_each: str | None = None
+    prune: bool = False
+    sensitive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What must accept the staged files before any of them is swapped in."""
+
+    cmd: Command | None = None
+    mode: str = "staged"
+    format: str = "none"
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """How the service learns of new files: a command, or an action on a systemd unit, or a plugin."""
+
+    cmd: Command | None = None
+    unit: str | None = None
+    action: str = "reload"
+    splay_s: float = 0.0
+    min_interval_s: float = 0.0
+    timeout_s: float = 60.0
+
+    @property
+    def configured(self) -> bool:
+        """True if the resource file itself says how to reload; a plugin then keeps its own way back."""
+        return self.cmd is not None or self.unit is not None or self.action == "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What must hold after the reload; otherwise the resource is rolled back."""
+
+    http: str | None = None
+    expect: int = 200
+    cmd: Command | None = None
+    retries: int = 5
+    interval_s: float = 1.0
+    timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Whether a failed reload or health check restores the previous files, and reloads with them."""
+
+    enabled: bool = True
+    reload: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One unit of apply: N templates, one check, one reload, one health check, one rollback.
+
+    ``prefix`` is the agent's prefix and the resource's own, joined; ``keys`` are relative to it and each
+    means the key itself and everything below it. ``plugins`` maps the name of an attached plugin to its
+    settings.
+    """
+
+    name: str
+    source: str
+    prefix: str
+    keys: tuple[str, ...]
+    templates: tuple[Template, ...]
+    wait: Wait = Wait()
+    check: Check = Check()
+    reload: Reload = Reload()
+    health: Health = Health()
+    rollback: Rollback = Rollback()
+    plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def settings(self, plugin: str) -> Mapping[str, Any] | None:
+        """The settings of ``plugin`` for this resource, or None when it is not attached."""
+        return self.plugins.get(plugin)
+
+    def covers(self, key: str) -> bool:
+        """Whether the key (relative to the prefix) is one that this resource watches."""
+        return any(key == known or key.startswith(known.rstrip("/") + "/") for known in self.keys)
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """The absolute keys whose subtrees are read, without those that another one covers."""
+        return minimal_ranges(self.prefix + key.rstrip("/") for key in self.keys)
+
+
+def minimal_ranges(keys: Iterable[str]) -> tuple[str, ...]:
+    """Drop every key that lies in the subtree of another: ``/a, /a/b, /ab`` -> ``/a, /ab``."""
+    kept: list[str] = []
+    for key in sorted(set(keys), key=lambda key: (key.count("/"), key)):
+        if not any(key == top or key.startswith(top + "/") for top in kept):
+            kept.append(key)
+    return tuple(sorted(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How the store is reached."""
+
+    dial_timeout_s: float = 5.0
+    request_timeout_s: float = 10.0
+    serializable: bool = False
+    watch_idle_s: float = 60.0
+    retry: Retry = Retry()
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """Guards between a rendered file and the disk."""
+
+    error_on_missing_key: bool = True
+    refuse_empty: bool = True
+    backups: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PluginsConfig:
+    """Where plugins come from and which of them are refused."""
+
+    dir: str
+    disable: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """agent.toml and all resource files, checked."""
+
+    source: str
+    confdir: str
+    state_dir: str
+    nodes: tuple[str, ...]
+    prefix: str
+    watch: bool
+    interval_s: float
+    start_grace_s: float
+    noop: bool
+    log_level: str
+    log_format: str
+    host_id: str
+    labels: Mapping[str, str]
+    backend: Backend
+    on_error: str
+    safety: Safety
+    plugins: PluginsConfig
+    resources: tuple[Resource, ...]
+
+    @property
+    def template_dir(self) -> str:
+        return f"{self.confdir}/templates"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of the store as the agent sees it."""
+
+    value: bytes
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Keys (absolute) of some ranges, all at ``revision`` of the cluster ``cluster_id``."""
+
+    cluster_id: int
+    revision: int
+    entries: Mapping[str, Entry]
+
+    @property
+    def data_revision(self) -> int:
+        """The newest change among these keys: moves only when one of them does, unlike ``revision``."""
+        return max((entry.mod_revision for entry in self.entries.values()), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedFile:
+    """A file as it should be.
+
+    None for mode, uid or gid: keep what the file has (0644 and the agent's if new).
+    """
+
+    dest: str
+    content: bytes
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    sensitive: bool = False
+    template: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """A file as it is on disk."""
+
+    content: bytes
+    mode: int
+    uid: int
+    gid: int
+
+
+class ActionKind(enum.StrEnum):
+    CREATE = "create"
+    REPLACE = "replace"
+    ATTRIBUTES = "attributes"
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One change of one file.
+
+    ``content``, ``mode``, ``uid``, ``gid`` are the file afterwards (None: removed).
+    """
+
+    kind: ActionKind
+    dest: str
+    before: FileState | None
+    after: FileState | None
+    sensitive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A file that waits for its check: ``path`` holds what will stand at ``dest``."""
+
+    dest: str
+    path: str
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What a check sees: all files of the resource as staged, and the destinations that would be removed."""
+
+    directory: str
+    files: tuple[StagedFile, ...]
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What stands on disk for a resource when it is reloaded and its health is checked."""
+
+    revision: int
+    files: tuple[str, ...]
+    changed: tuple[str, ...]
+    rollback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A plugin's refusal: one line for a person, and the key or file it is about."""
+
+    message: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to a resource: ``kind`` is planned, applied, unchanged, failed, rolled_back
+    or resumed.
+    """
+
+    kind: str
+    resource: str
+    revision: int
+    changed: tuple[str, ...] = ()
+    detail: str = ""
+    duration_s: float = 0.0
