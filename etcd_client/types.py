@@ -40,6 +40,10 @@ def prefix_range_end(prefix: BytesLike) -> bytes:
     return head[:-1] + bytes([head[-1] + 1]) if head else b"\0"
 
 
+def _bytes(text: str) -> bytes:
+    return b64decode(text, validate=True)
+
+
 @dataclass(frozen=True, slots=True)
 class KeyValue:
     """One key at one revision (mvccpb.KeyValue). `version` counts puts since creation; `lease` 0 = none."""
@@ -54,8 +58,8 @@ class KeyValue:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> KeyValue:
         return cls(
-            key=b64decode(document.get("key", "")),
-            value=b64decode(document.get("value", "")),
+            key=_bytes(document.get("key", "")),
+            value=_bytes(document.get("value", "")),
             create_revision=int(document.get("create_revision", 0)),
             mod_revision=int(document.get("mod_revision", 0)),
             version=int(document.get("version", 0)),
@@ -293,5 +297,5 @@ class LeaseInfo:
             lease_id=int(document.get("ID", 0)),
             ttl_s=int(document.get("TTL", 0)),
             granted_ttl_s=int(document.get("grantedTTL", 0)),
-            keys=tuple(b64decode(key) for key in document.get("keys", ())),
+            keys=tuple(_bytes(key) for key in document.get("keys", ())),
         )
