@@ -1,8 +1,8 @@
 """What the caller asks for: proposals, reads, another leader. A leader takes it; a follower passes it on.
 
 A request that comes through another member belongs to no term: it is only a wish, and whoever leads when it
-arrives takes it. When nobody does, it is dropped there in silence; who asked notices by its own time-out and
-must count the outcome as unknown. A request made at a member without a leader is refused at once
+arrives takes it from a member. Otherwise it is dropped there in silence; who asked notices by its own
+time-out and must count the outcome as unknown. A request made at a member without a leader is refused at once
 (errors.Dropped).
 """
 
@@ -34,7 +34,7 @@ def propose(raft: Raft, kind: EntryKind, data: bytes) -> None:
 
 def on_forward_proposal(raft: Raft, message: ForwardProposal) -> None:
     """Another member passes a proposal on."""
-    if not _refusal(raft, message.kind, message.data):
+    if message.sender in raft.progress and not _refusal(raft, message.kind, message.data):
         _append(raft, message.kind, message.data)
 
 
@@ -69,7 +69,8 @@ def read_index(raft: Raft, context: int) -> None:
 
 def on_forward_read(raft: Raft, message: ForwardRead) -> None:
     """Another member passes reads on; they share the next round with this member's own."""
-    raft.reads.waiting.append(Reader(message.sender, message.incarnation, message.context))
+    if message.sender in raft.progress:
+        raft.reads.waiting.append(Reader(message.sender, message.incarnation, message.context))
 
 
 def on_forward_read_response(raft: Raft, message: ForwardReadResponse) -> None:
@@ -90,7 +91,8 @@ def transfer_leadership(raft: Raft, target: int) -> None:
 
 def on_forward_transfer(raft: Raft, message: ForwardTransfer) -> None:
     """Another member passes the wish on."""
-    _begin_transfer(raft, message.target)
+    if message.sender in raft.progress:
+        _begin_transfer(raft, message.target)
 
 
 def _begin_transfer(raft: Raft, target: int) -> None:

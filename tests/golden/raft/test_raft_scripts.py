@@ -1,0 +1,14 @@
+"""Runs the raft scripts of this folder; interaction.py lists their commands."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.golden import datadriven
+from tests.golden.raft.interaction import Interaction
+
+
+@pytest.mark.parametrize("path", datadriven.scripts(Path(__file__).parent), ids=lambda path: path.stem)
+def test_raft_script(path: Path, golden: Callable[[Path, datadriven.Handler], None]) -> None:
+    golden(path, Interaction().handle)
