@@ -392,7 +392,7 @@ class Engine:
             and now - self._committed_s >= self.settings.commit_interval_s
         ):
             self.commit(now)
-            effects.checkpoint = True
+            effects.committed = True
         if batch.durable_index:
             cut_to = min(batch.durable_index, self.machine.applied_index - self.settings.catch_up_entries)
             if cut_to - self._cut_to >= self.settings.snapshot_count:

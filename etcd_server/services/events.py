@@ -64,7 +64,7 @@ class Effects:
     """Streams that end, after their deliveries: None is a clean end."""
     cut_log_to: int = 0
     """Entries up to this index may be dropped from the log; 0: nothing new."""
-    checkpoint: bool = False
-    """State was committed and enough has gathered to be worth a checkpoint."""
+    committed: bool = False
+    """The state database was committed, and has no open transaction now."""
     more_work: bool = False
     """Call again without waiting: bounded work (compaction, catch-up of watchers) is left over."""
