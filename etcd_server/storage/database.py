@@ -2,15 +2,13 @@
 
 Knows how the file is opened, committed and measured; knows nothing of its tables, whose statements run on
 `StateDatabase.connection`. Entries are applied into an open transaction which is committed when the engine
-says so,
-and applied_index is part of it: whatever is lost, the file holds the effect of exactly the entries up to its
-applied_index, and the raft log holds the rest.
+says so, and applied_index is part of it: whatever is lost, the file holds the effect of exactly the entries
+up to its applied_index, and the raft log holds the rest.
 
 Journal WAL, `synchronous=NORMAL`: a commit writes and does not sync, so a power cut may take a suffix of the
-commits but cannot tear one. Checkpoints (which sync) are made by `maintenance`, never by a commit.
+commits but cannot tear one. Checkpoints, which sync, are made by `maintenance`, never by a commit.
 
-Threads: everything here is called by the thread that opened it (the loop). Other threads open their own
-connection.
+Everything here is called by one thread, the loop. Other threads open connections of their own.
 """
 
 from __future__ import annotations
@@ -20,14 +18,19 @@ import os
 import apsw
 
 from etcd_server.storage.errors import DiskFull, StateRolledBack, translate, translated
-from etcd_server.storage.files import FRAME_HEADER_SIZE_BYTES, PAGE_SIZE_BYTES, connect, create_or_check
+from etcd_server.storage.files import (
+    FRAME_SIZE_BYTES,
+    PAGE_SIZE_BYTES,
+    abandon,
+    connect,
+    create_or_check,
+)
 from etcd_server.storage.reserve import Reserve
 
 APPLICATION_ID = 0x65747073  # "etps"
 CACHE_SIZE_BYTES = 16 << 20
 SPILL_SIZE_BYTES = 32 << 20
-# Space wanted on the device beside what the cache holds before a commit is tried: frame headers, wal-index,
-# slack.
+# Wanted on the device, beside what the cache holds, before a commit is tried.
 COMMIT_MARGIN_BYTES = 1 << 20
 
 
@@ -44,7 +47,7 @@ class StateDatabase:
         self.connection = connection
         self._reserve = reserve
         self._execute = connection.cursor().execute
-        self._wal_pages = 0
+        self._journal_pages = 0
         connection.set_wal_hook(self._committed)
 
     @classmethod
@@ -70,7 +73,7 @@ class StateDatabase:
                 connection.pragma("cache_spill", SPILL_SIZE_BYTES // PAGE_SIZE_BYTES)
                 create_or_check(connection, path, schema, APPLICATION_ID, schema_version)
             except BaseException:
-                connection.close()
+                abandon(connection)
                 raise
         return cls(path, connection, reserve)
 
@@ -123,7 +126,7 @@ class StateDatabase:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the data base, without its journal, as SQLite counts it: pages in the file and in the journal."""
+        """Size of the data: its pages, whether they are in the file or still in the journal."""
         return int(self.connection.pragma("page_count")) * PAGE_SIZE_BYTES
 
     @property
@@ -133,9 +136,9 @@ class StateDatabase:
         return pages * PAGE_SIZE_BYTES
 
     @property
-    def wal_size_bytes(self) -> int:
+    def journal_size_bytes(self) -> int:
         """Committed bytes in the journal since it was last begun again."""
-        return self._wal_pages * (PAGE_SIZE_BYTES + FRAME_HEADER_SIZE_BYTES)
+        return self._journal_pages * FRAME_SIZE_BYTES
 
     def release_space(self, pages: int) -> int:
         """Give up to `pages` free pages back to the file system, within the open transaction; how many were
@@ -154,7 +157,7 @@ class StateDatabase:
             raise self.failed(error) from error
         return before - int(self.connection.pragma("freelist_count"))
 
-    def restart_wal(self) -> bool:
+    def restart_journal(self) -> bool:
         """Copy what is left in the journal into the file, so that the next transaction begins the journal
         again.
 
@@ -163,18 +166,19 @@ class StateDatabase:
         journal.
         """
         with translated(self.path):
-            in_wal, copied = self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        return in_wal == copied
+            in_journal, copied = self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return in_journal == copied
 
     def close(self) -> None:
-        """Commit and close; a StorageError leaves the file as a crash would."""
+        """Commit and close; after a StorageError the file is as a crash would have left it."""
         try:
             self.commit()
         finally:
-            self.connection.close()
+            with translated(self.path):
+                self.connection.close()
 
     def _committed(self, connection: apsw.Connection, name: str, pages: int) -> int:
-        self._wal_pages = pages
+        self._journal_pages = pages
         return apsw.SQLITE_OK
 
     def _make_room(self, reserve: Reserve) -> None:

@@ -30,7 +30,7 @@ class DiskFull(StorageError):
 
 
 class StateRolledBack(StorageError):
-    """The open transaction of state.db was rolled back: the file holds the applied_index of its last commit."""
+    """The open transaction of state.db is gone: the file holds the applied_index of its last commit."""
 
 
 class DiskFailed(StorageError):
@@ -53,30 +53,33 @@ class DirectoryInUse(StorageError):
     """Another process has the data directory open."""
 
 
-DAMAGE_ADVICE = "stop the server, run 'etcd-py verify DATA-DIR', then restore a backup or replace this member"
 _SYNC_FAILURES = frozenset({apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC, apsw.SQLITE_IOERR_CLOSE})
-# The wal-index is a file too (PATH-shm): on a full disk it cannot grow, and SQLite says so with a code of its
-# own.
+# The index of the journal is a file too (PATH-shm). On a full disk it cannot grow, and SQLite has a code for
+# that.
 _FULL = frozenset({apsw.SQLITE_IOERR_SHMSIZE})
 _DAMAGE = frozenset({apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_DATA})
+
+
+def damaged(path: str, what: str) -> DamagedFile:
+    """The error for damage found in the file at `path`."""
+    return DamagedFile(
+        f"{path}: the file is damaged: {what}; stop the server, run 'etcd-py verify DATA-DIR', "
+        "then restore a backup or replace this member"
+    )
 
 
 def translate(error: apsw.Error, path: str) -> StorageError:
     """The typed error for what SQLite said about the file at `path`."""
     code: int = getattr(error, "extendedresult", apsw.SQLITE_ERROR)
     if isinstance(error, apsw.FullError) or code in _FULL:
-        return DiskFull(f"{path}: no space left on the device; free some and writing goes on by itself")
+        return DiskFull(f"{path}: no space left on the device; free some, and writing goes on by itself")
     if isinstance(error, apsw.CorruptError | apsw.NotADBError) or code in _DAMAGE:
-        return DamagedFile(
-            f"{path}: the file is damaged: {error}; {DAMAGE_ADVICE}"
-        )
+        return damaged(path, str(error))
     if code in _SYNC_FAILURES:
-        return SyncFailed(f"{path}: the disk failed to sync ({error}); check the disk before starting again")
+        return SyncFailed(f"{path}: the disk failed to sync ({error}); check it before starting again")
     if isinstance(error, apsw.BusyError | apsw.LockedError):
         return DirectoryInUse(f"{path}: another process holds a lock on the file ({error})")
-    return DiskFailed(
-        f"{path}: the disk failed ({error}); check the disk and its permissions before starting again"
-    )
+    return DiskFailed(f"{path}: {error}; check the disk and its permissions before starting again")
 
 
 @contextmanager

@@ -1,20 +1,22 @@
 """How each SQLite file of a data directory is opened, created and recognised.
 
-Both are WAL files whose checkpoints are made by `maintenance` alone, with free pages that can be given back
-(`auto_vacuum=INCREMENTAL`). Every connection belongs to one thread and is opened without SQLite's own mutex
-(15 % of a small statement). Memory-mapped reading stays off: an error of the disk would be a SIGBUS instead
-of an error.
+Both are WAL files whose checkpoints are made by maintenance alone, and whose free pages can be given back
+(`auto_vacuum=INCREMENTAL`). A connection is used by one thread at a time and goes without SQLite's own mutex,
+which is 15 % of a small statement. Memory-mapped reading stays off: an error of the disk would be a SIGBUS.
 """
 
 from __future__ import annotations
 
+import contextlib
+
 import apsw
 
-from etcd_server.storage.errors import DamagedFile, UnknownFormat
+from etcd_server.storage.errors import UnknownFormat, damaged
 
 PAGE_SIZE_BYTES = 4096
-FRAME_HEADER_SIZE_BYTES = 24
+FRAME_SIZE_BYTES = 24 + PAGE_SIZE_BYTES  # one page in the journal
 _BUSY_TIMEOUT_MS = 10_000
+_PRIMARY_KEY = "SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk"
 _READ_WRITE = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX
 
 
@@ -41,9 +43,15 @@ def connect(path: str, *, synchronous: str, cache_size_bytes: int, vfs: str | No
         connection.pragma("temp_store", "MEMORY")
         connection.pragma("trusted_schema", False)
     except BaseException:
-        connection.close()
+        abandon(connection)
         raise
     return connection
+
+
+def abandon(connection: apsw.Connection) -> None:
+    """Close a connection after something has failed, which is what the caller wants to hear of."""
+    with contextlib.suppress(apsw.Error):
+        connection.close(True)
 
 
 def create_or_check(
@@ -70,31 +78,30 @@ def check_format(connection: apsw.Connection, path: str, application_id: int, sc
     found_id = connection.pragma("application_id")
     if found_id != application_id:
         raise UnknownFormat(
-            f"{path}: not such a file of etcd-py's (application id {found_id:#x}, expected {application_id:#x})"
+            f"{path}: not this file of etcd-py (application id {found_id:#x}, expected {application_id:#x})"
         )
     found_version = connection.pragma("user_version")
     if found_version != schema_version:
         raise UnknownFormat(
-            f"{path}: written in format {found_version}; this version of etcd-py knows format {schema_version}"
+            f"{path}: is of format {found_version}; this version of etcd-py knows format {schema_version}"
         )
 
 
 def check_structure(connection: apsw.Connection, path: str) -> None:
     """A look at both ends of every table, in a time that does not depend on the size of the file.
 
-    SQLite itself refuses a bad header and a file shorter than the header says. Damage that this does not meet
-    is met when it is read; `verify` reads everything. Raises DamagedFile, apsw.Error.
+    SQLite itself refuses a bad header and a file shorter than its header says. Damage elsewhere is met when
+    it is read; `verify` reads everything. Raises DamagedFile, apsw.Error.
     """
     pages, free_pages = connection.pragma("page_count"), connection.pragma("freelist_count")
     if free_pages >= pages:
-        raise DamagedFile(f"{path}: the file is damaged ({free_pages} of {pages} pages are said to be free)")
+        raise damaged(path, f"{free_pages} of {pages} pages are said to be free")
     for name, is_without_rowid in connection.execute(
         "SELECT name, wr FROM pragma_table_list WHERE schema = 'main' AND type = 'table'"
     ).fetchall():
         order = ["rowid"]
         if is_without_rowid:
-            columns = connection.execute("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", (name,))
-            order = [f'"{column}"' for (column,) in columns.fetchall()]
+            order = [f'"{column}"' for (column,) in connection.execute(_PRIMARY_KEY, (name,)).fetchall()]
         for direction in ("ASC", "DESC"):
             keys = ", ".join(f"{column} {direction}" for column in order)
             connection.execute(f'SELECT * FROM "{name}" ORDER BY {keys} LIMIT 1').fetchall()

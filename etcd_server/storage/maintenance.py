@@ -1,0 +1,101 @@
+"""What keeps the two files small and the log short: work of the maintenance thread, on connections of its
+own.
+
+Who may do what:
+
+| thread      | state.db                                                | raft.db
+| | ----------- | ------------------------------------------------------- |
+------------------------------------------ |
+| loop        | all reads, all writes, `restart_journal`, `release_space` | reads
+|
+| log thread  |                                                         | `append`
+|
+| maintenance | `StateMaintenance.checkpoint`                           | `checkpoint`, `cut`, `release_space`
+|
+
+state.db has one writer, whose transaction is nearly always open. So the maintenance thread only copies what
+has been committed from the journal into the file and syncs it; that the journal then begins again takes a
+moment without a transaction, which the loop makes by `StateDatabase.restart_journal` once little is left to
+copy.
+
+The invariant: an entry is cut from the log only when a synced checkpoint of the state holds its effect. The
+index that `checkpoint` returns is the only one that `cut_log` may be given.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import apsw
+
+from etcd_server.storage.errors import translated
+from etcd_server.storage.files import FRAME_SIZE_BYTES, connect
+from etcd_server.storage.raftlog import RaftLog
+
+_CACHE_SIZE_BYTES = 256 << 10
+_MOST_ROUNDS = 3
+_FEW_PAGES = 256
+_GET_APPLIED = "SELECT applied_index FROM meta WHERE id = 0"
+
+
+class Checkpoint(NamedTuple):
+    """applied_index: what is on the disk for certain, whatever happens.
+
+    left_size_bytes: about what `restart_journal` has to copy if it is called at once.
+    """
+
+    applied_index: int
+    left_size_bytes: int
+
+
+class StateMaintenance:
+    """The maintenance thread's connection to state.db, which a StateDatabase has open."""
+
+    def __init__(self, path: str, connection: apsw.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._durable_index = 0
+
+    @classmethod
+    def open(cls, path: str, *, vfs: str | None = None) -> StateMaintenance:
+        """Raises DiskFailed, DirectoryInUse."""
+        with translated(path):
+            connection = connect(path, synchronous="NORMAL", cache_size_bytes=_CACHE_SIZE_BYTES, vfs=vfs)
+        return cls(path, connection)
+
+    def checkpoint(self) -> Checkpoint:
+        """Sync the journal, copy what has been committed into the file and sync that, while the loop goes on.
+
+        When a reader (a sqlite3 shell in the middle of something) keeps a part from being copied,
+        applied_index is that of the checkpoint before. Raises DiskFull (nothing is lost, call again later),
+        SyncFailed, DiskFailed, DamagedFile.
+        """
+        pages = left_pages = 0
+        with translated(self.path):
+            # Each round copies what was committed during the one before it, which is less and less.
+            for _ in range(_MOST_ROUNDS):
+                # The order matters: what this index stands for has been committed before the copying begins.
+                committed_index = int(self._connection.execute(_GET_APPLIED).get)
+                in_journal, copied = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                left_pages, pages = max(0, in_journal - pages), in_journal
+                if copied < in_journal:
+                    left_pages = in_journal - copied
+                    break
+                self._durable_index = committed_index
+                if left_pages <= _FEW_PAGES:
+                    break
+        return Checkpoint(self._durable_index, left_pages * FRAME_SIZE_BYTES)
+
+    def close(self) -> None:
+        with translated(self.path):
+            self._connection.close()
+
+
+def cut_log(log: RaftLog, durable_index: int, keep_entries: int) -> None:
+    """Cut the log so that `keep_entries` stay for members that are behind, and never beyond `durable_index`.
+
+    durable_index: applied_index of a Checkpoint. Raises StorageError.
+    """
+    index = min(durable_index, log.last_index() - keep_entries)
+    if index >= log.first_index():
+        log.cut(index)
