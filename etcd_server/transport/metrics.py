@@ -146,7 +146,8 @@ class Distribution:
 
 
 def _bound(bound: float) -> str:
-    return str(floatToGoString(bound))  # type: ignore[no-untyped-call]
+    """As Go writes it: a bucket is known by this text."""
+    return str(floatToGoString(bound)).removesuffix(".0")  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
