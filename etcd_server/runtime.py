@@ -6,238 +6,34 @@ the loop never waits for a disk. The keeper makes checkpoints, gives space back 
 is. Both report through `Transport.post`, which wakes the loop.
 
 A failed sync ends the process: what is on disk is then not known, and only a restart reads it anew. A full
-disk does not: the append is tried again until there is room, and the engine refuses writes meanwhile. """
+disk does not: the append is tried again until there is room, and the engine refuses writes meanwhile.
+"""
 
 from __future__ import annotations
 
 import gc
 import logging
-import os
-import queue
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import FrameType
 
-import sdnotify
-
-from etcd_server.raft.messages import Entry, Ready
 from etcd_server.services.engine import Engine
 from etcd_server.services.events import Batch, Effects
 from etcd_server.storage.database import StateDatabase
-from etcd_server.storage.datadir import DataDirectory
-from etcd_server.storage.errors import DiskFull
-from etcd_server.storage.maintenance import StateMaintenance
-from etcd_server.storage.raftlog import RaftLog
+from etcd_server.systemd import Systemd
 from etcd_server.transport.http import HttpFront
 from etcd_server.transport.wire import Transport
+from etcd_server.workers import DiskState, Durable, Failed, Keeper, LogWriter, Persisted
 
 log = logging.getLogger("etcd_server")
 
 STOP_GRACE_S = 5.0
-RETRY_FULL_DISK_S = 0.5
-KEEPER_INTERVAL_S = 1.0
-CHECKPOINT_INTERVAL_S = 30.0
 CHECKPOINT_SIZE_BYTES = 16 * 1024 * 1024
 SHORT_REST_BYTES = 4 * 1024 * 1024
 LONGEST_JOURNAL_BYTES = 256 * 1024 * 1024
-RELEASE_PAGES = 256
-LOWEST_ROOM_BYTES = 4 * 1024 * 1024
 MOST_TICKS_AT_ONCE = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Persisted:
-    """Every Ready up to `number` is on disk."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Durable:
-    """A synced checkpoint of the state holds everything up to `applied_index`; its journal may begin again."""
-
-    applied_index: int
-    left_size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class DiskState:
-    """What a thread has found: there is no room, or there is again."""
-
-    finder: str
-    full: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A thread met what ends the process."""
-
-    error: BaseException
-
-
-Post = Callable[[object], None]
-
-
-class LogWriter:
-    """Appends to the raft log in a thread of its own; whatever has gathered goes into one synced transaction."""
-
-    def __init__(self, raft_log: RaftLog, post: Post, observe_s: Callable[[float], None]) -> None:
-        self._log = raft_log
-        self._post = post
-        self._observe_s = observe_s
-        self._queue: queue.SimpleQueue[Ready | None] = queue.SimpleQueue()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-        self._thread.start()
-
-    def append(self, ready: Ready) -> None:
-        self._queue.put(ready)
-
-    def close(self, timeout_s: float) -> None:
-        """Write what has been handed over, unless the disk is full, and end the thread."""
-        self._queue.put(None)
-        self._thread.join(timeout_s)
-        self._stopping.set()
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        try:
-            while True:
-                items = [self._queue.get()]
-                while not self._queue.empty():
-                    items.append(self._queue.get())
-                self._write([item for item in items if item is not None])
-                if None in items:
-                    return
-        except BaseException as error:  # the loop ends the process with it
-            self._post(Failed(error))
-
-    def _write(self, readies: Sequence[Ready]) -> None:
-        if not readies:
-            return
-        hard_state = next((r.hard_state for r in reversed(readies) if r.hard_state is not None), None)
-        entries: list[Entry] = []
-        for ready in readies:
-            if ready.entries and entries:
-                # A later Ready may replace the end of an earlier one that is not on disk yet.
-                del entries[max(0, ready.entries[0].index - entries[0].index) :]
-            entries.extend(ready.entries)
-        full = False
-        begun_s = time.monotonic()
-        while True:
-            try:
-                self._log.append(hard_state, entries)
-                break
-            except DiskFull:
-                full = True
-                self._post(DiskState("log", full=True))
-                if self._stopping.wait(RETRY_FULL_DISK_S):
-                    return
-        self._observe_s(time.monotonic() - begun_s)
-        if full:
-            self._post(DiskState("log", full=False))
-        self._post(Persisted(readies[-1].number))
-
-
-class Keeper:
-    """Checkpoints, cuts the log, gives space back and watches the room on the device, in a thread of its own."""
-
-    def __init__(self, directory: DataDirectory, raft_log: RaftLog, post: Post) -> None:
-        self._directory = directory
-        self._log = raft_log
-        self._post = post
-        self._cut_to = 0
-        self._wake = threading.Event()
-        self._checkpoint_wanted = False
-        self._stopping = False
-        self._full = False
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
-        self._thread.start()
-
-    def checkpoint(self) -> None:
-        self._checkpoint_wanted = True
-        self._wake.set()
-
-    def cut(self, index: int) -> None:
-        self._cut_to = max(self._cut_to, index)
-        self._wake.set()
-
-    def close(self, timeout_s: float) -> None:
-        """A last checkpoint, so that the next start has little to replay; then the thread ends."""
-        self._checkpoint_wanted = self._stopping = True
-        self._wake.set()
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        try:
-            state = StateMaintenance.open(self._directory.state_path)
-            checked_s = time.monotonic()
-            while not self._stopping:
-                self._wake.wait(KEEPER_INTERVAL_S)
-                self._wake.clear()
-                self._watch_room()
-                now = time.monotonic()
-                try:
-                    if self._checkpoint_wanted or now - checked_s >= CHECKPOINT_INTERVAL_S:
-                        self._checkpoint_wanted = False
-                        checked_s = now
-                        done = state.checkpoint()
-                        self._post(Durable(done.applied_index, done.left_size_bytes))
-                    self._keep_log()
-                except DiskFull:
-                    self._report(full=True)
-            state.close()
-        except BaseException as error:  # the loop ends the process with it
-            self._post(Failed(error))
-
-    def _keep_log(self) -> None:
-        if self._cut_to >= self._log.first_index():
-            self._log.cut(self._cut_to)
-        if self._log.checkpoint_is_due or self._stopping:
-            self._log.checkpoint()
-            self._log.release_space(RELEASE_PAGES)
-
-    def _watch_room(self) -> None:
-        free_bytes = self._directory.free_size_bytes()
-        if free_bytes < LOWEST_ROOM_BYTES:
-            self._report(full=True)
-        elif free_bytes >= 2 * LOWEST_ROOM_BYTES:
-            self._report(full=False)
-
-    def _report(self, *, full: bool) -> None:
-        if full != self._full:
-            self._full = full
-            self._post(DiskState("device", full=full))
-
-
-class Systemd:
-    """What systemd is told. Without systemd every call is nothing (no NOTIFY_SOCKET)."""
-
-    def __init__(self) -> None:
-        self._notifier = sdnotify.SystemdNotifier()
-        for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        self._interval_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6 if for_us else 0.0
-        self._pinged_s = 0.0
-        self._status = ""
-
-    def tell(self, state: str) -> None:
-        # sdnotify encodes latin-1 and loses a message that it cannot encode.
-        self._notifier.notify(state.encode("ascii", "replace").decode())
-
-    def status(self, text: str) -> None:
-        if text != self._status:
-            self._status = text
-            self.tell(f"STATUS={text}")
-
-    def ping(self, now: float) -> None:
-        """The loop is alive: called from each turn, told at half the watchdog's time."""
-        if self._interval_s and now - self._pinged_s >= self._interval_s:
-            self._pinged_s = now
-            self.tell("WATCHDOG=1")
 
 
 class Loop:
@@ -336,7 +132,8 @@ class Loop:
 
     def _tend_journal(self) -> None:
         """The state was committed just now. Copying its journal into the file is the keeper's work; that the
-        journal begins again is done here, when little is left to copy or when it has become too long to wait."""
+        journal begins again is done here, when little is left to copy or when it has become too long to
+        wait."""
         journal_bytes = self._database.journal_size_bytes
         if self._rest_is_short or journal_bytes >= LONGEST_JOURNAL_BYTES:
             self._rest_is_short = False

@@ -2,7 +2,8 @@
 once.
 
 `Member.call` puts one request through as many turns as it needs and gives the parsed response, or raises the
-error that the client would have been told. Time is a number that the test moves."""
+error that the client would have been told. Time is a number that the test moves.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Mode "periodic" keeps the revisions of the last `retention` seconds: the revision is sampled ten times an
 interval (the interval is the retention, or an hour if that is shorter), and once an interval the revision of
 `retention` ago is compacted. Mode "revision" keeps the last `retention` revisions and looks every five
-minutes. Only the leader compacts."""
+minutes. Only the leader compacts.
+"""
 
 from __future__ import annotations
 

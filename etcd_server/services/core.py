@@ -2,7 +2,8 @@
 
 `Headers` writes the `header` field that each etcd response begins with. Responses are made by joining
 serialised protobuf fields (a message is the concatenation of its fields), so a header costs a few bytes, not
-a message."""
+a message.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """grpc.health.v1.Health: Check and Watch for the server as a whole (service "") and for each service by name.
 
 A member serves while it knows a leader; a watch is told of each change (etcd:
-server/etcdserver/api/v3rpc/health.go)."""
+server/etcdserver/api/v3rpc/health.go).
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ Promote, issues 15247 and 16822).
 
 Invariants: a lease is never revoked while keepalives are answered within its TTL; a keepalive is answered
 from the machine's facts, never for a lease that is not there (issue 20616); only the leader of the current
-term revokes."""
+term revokes.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ elsewhere, now or after a restart, parses it anew, so that there is one path onl
 
 A proposal is identified by a number that no other proposal of the cluster has: a random start for each boot
 of a member, counted up. Invariant: each waiter that was added is answered once: with its outcome when its
-entry is applied, or with an error when the entry was dropped or its outcome is not known in time."""
+entry is applied, or with an error when the entry was dropped or its outcome is not known in time.
+"""
 
 from __future__ import annotations
 

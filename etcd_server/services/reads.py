@@ -2,7 +2,8 @@
 
 All reads of a turn share one ReadIndex round (Raft thesis 6.4; etcd: server/etcdserver/v3_server.go
 linearizableReadLoop). A read is a triple (function, call id, request); the function answers it from the
-machine."""
+machine.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 back.
 
 The end of the client's half of a stream does not end its watches (etcd: server/etcdserver/api/v3rpc/watch.go:
-only the stream's context does)."""
+only the stream's context does).
+"""
 
 from __future__ import annotations
 

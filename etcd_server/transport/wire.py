@@ -6,7 +6,8 @@ parsed, calls are grouped by method, and plain HTTP is handed to `http.py`. Work
 call there is one parse, one tuple and one entry in a dict.
 
 Ids come from the wire and are positive; calls that the member makes itself (a health page that wants a read)
-have negative ids, and their answers are handed to a function."""
+have negative ids, and their answers are handed to a function.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,33 @@
+"""What systemd is told about the process (sd_notify(3)), through the sdnotify package."""
+
+from __future__ import annotations
+
+import os
+
+import sdnotify
+
+
+class Systemd:
+    """What systemd is told. Without systemd every call is nothing (no NOTIFY_SOCKET)."""
+
+    def __init__(self) -> None:
+        self._notifier = sdnotify.SystemdNotifier()
+        for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self._interval_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6 if for_us else 0.0
+        self._pinged_s = 0.0
+        self._status = ""
+
+    def tell(self, state: str) -> None:
+        # sdnotify encodes latin-1 and loses a message that it cannot encode.
+        self._notifier.notify(state.encode("ascii", "replace").decode())
+
+    def status(self, text: str) -> None:
+        if text != self._status:
+            self._status = text
+            self.tell(f"STATUS={text}")
+
+    def ping(self, now: float) -> None:
+        """The loop is alive: called from each turn, told at half the watchdog's time."""
+        if self._interval_s and now - self._pinged_s >= self._interval_s:
+            self._pinged_s = now
+            self.tell("WATCHDOG=1")

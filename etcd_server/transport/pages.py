@@ -1,0 +1,143 @@
+"""The operational pages of a member, put together: what it knows of itself, the reads that a page rests on,
+metrics.
+
+`operations.py` decides what a page says; here the facts are gathered from the engine. A page that needs reads
+is answered when the engine has answered them, in the same turn or a later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from etcd_server.api.errors import EtcdError
+from etcd_server.api.proto import rpc_pb2
+from etcd_server.services.engine import Engine
+from etcd_server.services.events import Batch
+from etcd_server.transport import operations
+from etcd_server.transport.answers import HttpAnswer
+from etcd_server.transport.metrics import DISK_BUCKETS_S, Histogram, Metrics, MetricsSnapshot
+from etcd_server.transport.operations import HealthSnapshot, Read, Versions
+from etcd_server.transport.wire import Transport
+
+Respond = Callable[[HttpAnswer], None]
+
+RANGE = "/etcdserverpb.KV/Range"
+# What /health and its like read: etcd asks for a key that need not be there.
+HEALTH_KEY = b"health"
+
+
+@dataclass(slots=True)
+class Durations:
+    """Histograms that the shell feeds, once for a batch."""
+
+    log_sync: Histogram = field(default_factory=lambda: Histogram(DISK_BUCKETS_S))
+    state_commit: Histogram = field(default_factory=lambda: Histogram(DISK_BUCKETS_S))
+
+
+class Pages:
+    """/health, /livez, /readyz, /version, /metrics of one member."""
+
+    def __init__(self, engine: Engine, transport: Transport, durations: Durations, own_version: str) -> None:
+        self._engine = engine
+        self._transport = transport
+        self._durations = durations
+        self._own_version = own_version
+        self._metrics = Metrics(self._snapshot)
+        self._health_answers = {True: 0, False: 0}
+        self._checks_last: dict[tuple[str, ...], float] = {}
+        self._checks: dict[tuple[str, ...], float] = {}
+
+    def answer(self, batch: Batch, method: str, target: str, respond: Respond) -> None:
+        """Answer one request, once the reads that it needs are answered; they are added to the batch."""
+        needed = sorted(operations.checks_needed(method, target), key=lambda read: read.value)
+        errors: dict[Read, str | None] = {}
+
+        def answered(read: Read, answer: bytes | EtcdError) -> None:
+            errors[read] = answer.text if isinstance(answer, EtcdError) else None
+            if len(errors) == len(needed):
+                respond(self._page(method, target, errors))
+
+        if not needed:
+            respond(self._page(method, target, errors))
+        for read in needed:
+            request = rpc_pb2.RangeRequest(
+                key=HEALTH_KEY, keys_only=True, serializable=read is Read.SERIALIZABLE
+            )
+            self._transport.ask(batch, RANGE, request, partial(answered, read))
+
+    def _page(self, method: str, target: str, errors: dict[Read, str | None]) -> HttpAnswer:
+        engine = self._engine
+        health = HealthSnapshot(
+            has_leader=engine.core.leader_id != 0,
+            is_learner=False,
+            alarms=tuple(rpc_pb2.AlarmType.Name(alarm.alarm) for alarm in engine.machine.alarms.all()),
+            serializable_read=errors.get(Read.SERIALIZABLE),
+            linearizable_read=errors.get(Read.LINEARIZABLE),
+        )
+        settings = engine.settings
+        versions = Versions(
+            etcdserver=settings.server_version,
+            etcdcluster=engine.machine.cluster_version,
+            storage=settings.cluster_version,
+            etcdpy=self._own_version,
+        )
+        for page, name, error in operations.check_results(method, target, health):
+            self._count(page, name, error)
+        return operations.answer(method, target, health, versions, self._metrics.render)
+
+    def _count(self, page: str, name: str, error: str | None) -> None:
+        good = error is None
+        if page == "health":
+            self._health_answers[good] += 1
+            return
+        self._checks_last[page, name] = float(good)
+        key = (page, name, "success" if good else "error")
+        self._checks[key] = self._checks.get(key, 0.0) + 1
+
+    def _snapshot(self) -> MetricsSnapshot:
+        engine, transport = self._engine, self._transport
+        machine, core, counters = engine.machine, engine.core, engine.counters
+        watches = engine.hub.statistics()
+        wire = transport.statistics()
+        return MetricsSnapshot(
+            server_version=engine.settings.server_version,
+            cluster_version=machine.cluster_version,
+            member_id=f"{engine.settings.member_id:x}",
+            has_leader=core.leader_id != 0,
+            is_leader=core.is_leader,
+            is_learner=False,
+            leader_changes=counters.leader_changes_total,
+            proposals_committed=counters.proposals_committed_total,
+            proposals_applied=counters.proposals_applied_total,
+            proposals_pending=len(core.proposals),
+            proposals_failed=counters.proposals_failed_total,
+            read_indexes_failed=counters.reads_failed_total,
+            health_successes=self._health_answers[True],
+            health_failures=self._health_answers[False],
+            health_checks_last=self._checks_last,
+            health_checks=self._checks,
+            alarms={
+                (str(alarm.memberID), rpc_pb2.AlarmType.Name(alarm.alarm)): 1.0
+                for alarm in machine.alarms.all()
+            },
+            quota=max(engine.settings.quota_bytes, 0),
+            log_sync=self._durations.log_sync.value(),
+            state_commit=self._durations.state_commit.value(),
+            database_size=machine.database.size_bytes,
+            database_in_use=machine.database.size_in_use_bytes,
+            revision=machine.revision,
+            compacted_revision=machine.compacted_revision,
+            watch_streams=watches.streams,
+            watchers=watches.watchers,
+            slow_watchers=watches.slow_watchers,
+            events=watches.events_total,
+            pending_events=watches.pending_events,
+            leases_renewed=engine.lease.renewed_total,
+            leases_expired=engine.lease.expired_total,
+            grpc_received=wire["bytes_received_total"],
+            grpc_sent=wire["bytes_sent_total"],
+            rpcs_started=transport.started,
+            rpcs_handled=transport.handled,
+        )

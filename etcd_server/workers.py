@@ -1,0 +1,194 @@
+"""The two threads beside the loop: one appends to the raft log, one keeps the files small and watches the
+device.
+
+They own no state of the member. What they have done, or met, they tell the loop through `post`, which wakes
+it: one of the four kinds of news below.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from etcd_server.raft.messages import Entry, Ready
+from etcd_server.storage.datadir import DataDirectory
+from etcd_server.storage.errors import DiskFull
+from etcd_server.storage.maintenance import StateMaintenance
+from etcd_server.storage.raftlog import RaftLog
+
+RETRY_FULL_DISK_S = 0.5
+KEEPER_INTERVAL_S = 1.0
+CHECKPOINT_INTERVAL_S = 30.0
+RELEASE_PAGES = 256
+LOWEST_ROOM_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """Every Ready up to `number` is on disk."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """A synced checkpoint of the state holds everything up to `applied_index`; its journal may begin
+    again."""
+
+    applied_index: int
+    left_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskState:
+    """What a thread has found: there is no room, or there is again."""
+
+    finder: str
+    full: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A thread met what ends the process."""
+
+    error: BaseException
+
+
+Post = Callable[[object], None]
+
+
+class LogWriter:
+    """Appends to the raft log in a thread of its own; whatever has gathered goes into one synced
+    transaction."""
+
+    def __init__(self, raft_log: RaftLog, post: Post, observe_s: Callable[[float], None]) -> None:
+        self._log = raft_log
+        self._post = post
+        self._observe_s = observe_s
+        self._queue: queue.SimpleQueue[Ready | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def append(self, ready: Ready) -> None:
+        self._queue.put(ready)
+
+    def close(self, timeout_s: float) -> None:
+        """Write what has been handed over, unless the disk is full, and end the thread."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        self._stopping.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                items = [self._queue.get()]
+                while not self._queue.empty():
+                    items.append(self._queue.get())
+                self._write([item for item in items if item is not None])
+                if None in items:
+                    return
+        except BaseException as error:  # the loop ends the process with it
+            self._post(Failed(error))
+
+    def _write(self, readies: Sequence[Ready]) -> None:
+        if not readies:
+            return
+        hard_state = next((r.hard_state for r in reversed(readies) if r.hard_state is not None), None)
+        entries: list[Entry] = []
+        for ready in readies:
+            if ready.entries and entries:
+                # A later Ready may replace the end of an earlier one that is not on disk yet.
+                del entries[max(0, ready.entries[0].index - entries[0].index) :]
+            entries.extend(ready.entries)
+        full = False
+        begun_s = time.monotonic()
+        while True:
+            try:
+                self._log.append(hard_state, entries)
+                break
+            except DiskFull:
+                full = True
+                self._post(DiskState("log", full=True))
+                if self._stopping.wait(RETRY_FULL_DISK_S):
+                    return
+        self._observe_s(time.monotonic() - begun_s)
+        if full:
+            self._post(DiskState("log", full=False))
+        self._post(Persisted(readies[-1].number))
+
+
+class Keeper:
+    """Checkpoints, cuts the log, gives space back and watches the room on the device, in a thread of its
+    own."""
+
+    def __init__(self, directory: DataDirectory, raft_log: RaftLog, post: Post) -> None:
+        self._directory = directory
+        self._log = raft_log
+        self._post = post
+        self._cut_to = 0
+        self._wake = threading.Event()
+        self._checkpoint_wanted = False
+        self._stopping = False
+        self._full = False
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread.start()
+
+    def checkpoint(self) -> None:
+        self._checkpoint_wanted = True
+        self._wake.set()
+
+    def cut(self, index: int) -> None:
+        self._cut_to = max(self._cut_to, index)
+        self._wake.set()
+
+    def close(self, timeout_s: float) -> None:
+        """A last checkpoint, so that the next start has little to replay; then the thread ends."""
+        self._checkpoint_wanted = self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            state = StateMaintenance.open(self._directory.state_path)
+            checked_s = time.monotonic()
+            while not self._stopping:
+                self._wake.wait(KEEPER_INTERVAL_S)
+                self._wake.clear()
+                self._watch_room()
+                now = time.monotonic()
+                try:
+                    if self._checkpoint_wanted or now - checked_s >= CHECKPOINT_INTERVAL_S:
+                        self._checkpoint_wanted = False
+                        checked_s = now
+                        done = state.checkpoint()
+                        self._post(Durable(done.applied_index, done.left_size_bytes))
+                    self._keep_log()
+                except DiskFull:
+                    self._report(full=True)
+            state.close()
+        except BaseException as error:  # the loop ends the process with it
+            self._post(Failed(error))
+
+    def _keep_log(self) -> None:
+        if self._cut_to >= self._log.first_index():
+            self._log.cut(self._cut_to)
+        if self._log.checkpoint_is_due or self._stopping:
+            self._log.checkpoint()
+            self._log.release_space(RELEASE_PAGES)
+
+    def _watch_room(self) -> None:
+        free_bytes = self._directory.free_size_bytes()
+        if free_bytes < LOWEST_ROOM_BYTES:
+            self._report(full=True)
+        elif free_bytes >= 2 * LOWEST_ROOM_BYTES:
+            self._report(full=False)
+
+    def _report(self, *, full: bool) -> None:
+        if full != self._full:
+            self._full = full
+            self._post(DiskState("device", full=full))
