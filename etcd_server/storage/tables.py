@@ -11,7 +11,7 @@ Errors of SQLite pass through as `StatementError`; `StateDatabase.failed` says w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -424,9 +424,3 @@ class FactTables:
     def delete_alarm(self, alarm: int, member_id: int) -> None:
         self._execute("DELETE FROM alarms WHERE alarm = ? AND member_id = ?", (alarm, f"{member_id:016x}"))
 
-
-def rows_of(connection: apsw.Connection, tables: Sequence[str]) -> Iterable[tuple[Any, ...]]:
-    """Every row of the named tables in the order of their keys, each behind its table's name."""
-    for table in tables:
-        for row in connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2"):
-            yield (table, *row)

@@ -1,0 +1,14 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.machine.machines import Lab
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A machine with an empty store."""
+    lab = Lab(tmp_path)
+    yield lab
+    lab.machine.database.close()
