@@ -31,7 +31,7 @@ def tick(raft: Raft) -> None:
         if raft.role is Role.FOLLOWER:
             campaign(raft)
     elif raft.election_elapsed >= raft.election_timeout:
-        raft.election_elapsed = 0
+        # Who cannot campaign goes on counting the silence: after it, others may have its vote.
         campaign(raft)
 
 
