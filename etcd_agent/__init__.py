@@ -4,6 +4,7 @@ This module is what a plugin imports: the hook marker, the values that hooks are
 they raise. The agent imports ``etcd_client`` and never ``etcd_server``.
 """
 
+from etcd_agent import commands, tables
 from etcd_agent.errors import AgentError, CheckError, HealthError, ReloadError, RenderError
 from etcd_agent.hookspecs import HOOK_API, hookimpl
 from etcd_agent.keyspace import View
@@ -26,5 +27,7 @@ __all__ = [
     "StagedFile",
     "Table",
     "View",
+    "commands",
     "hookimpl",
+    "tables",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -66,16 +66,17 @@ class Mirror:
         self.revision = max(self.revision, revision)
         return changed
 
-    def snapshot(self, resource: Resource | None = None) -> Snapshot:
-        """All keys, or those of the resource's ranges. Later changes of the mirror do not show in it."""
-        entries: Mapping[str, Entry] = self._entries
-        if resource is not None and resource.ranges != (self.top,):
-            entries = {
-                key: entry
-                for key, entry in entries.items()
-                if any(in_subtree(key, top) for top in resource.ranges)
-            }
-        return Snapshot(self.cluster_id, self.revision, entries)
+    def snapshot(self) -> Snapshot:
+        """All keys as they are now. Later changes of the mirror do not show in it."""
+        return Snapshot(self.cluster_id, self.revision, self._entries)
+
+
+def restrict(snapshot: Snapshot, tops: Sequence[str]) -> Snapshot:
+    """The part of a snapshot that lies in the subtrees ``tops``."""
+    entries = {
+        key: entry for key, entry in snapshot.entries.items() if any(in_subtree(key, top) for top in tops)
+    }
+    return Snapshot(snapshot.cluster_id, snapshot.revision, entries)
 
 
 class Pair(NamedTuple):
@@ -165,26 +166,32 @@ class View:
         return sorted(pair.value for pair in self.gets(pattern))
 
     def ls(self, key: str) -> list[str]:
-        """The names directly below ``key``, files and directories, sorted; the key's own name if it
-        has a value.
-        """
+        """The names directly below ``key``, files and directories, sorted; its own name too if it has a value."""
         top = self._watched_above(key)
-        names = {name for name, _ in self._children(top)}
+        names = set(self._children.get(top, ()))
         if top in self._entries:
             names.add(posixpath.basename(top))
         return sorted(names)
 
     def lsdir(self, key: str) -> list[str]:
         """The names directly below ``key`` that have keys below themselves, sorted."""
-        return sorted({name for name, deeper in self._children(self._watched_above(key)) if deeper})
+        top = self._watched_above(key)
+        head = top.rstrip("/")
+        return sorted(name for name in self._children.get(top, ()) if f"{head}/{name}" in self._children)
 
-    def _children(self, top: str) -> Iterable[tuple[str, bool]]:
-        head = top.rstrip("/") + "/"
+    @cached_property
+    def _children(self) -> dict[str, set[str]]:
+        """Every directory and the names directly in it."""
+        found: dict[str, set[str]] = {}
         for key in self._entries:
-            if key.startswith(head):
-                name, slash, _ = key[len(head) :].partition("/")
-                if name:
-                    yield name, bool(slash)
+            while key != "/":
+                directory, _, name = key.rpartition("/")
+                names = found.setdefault(directory or "/", set())
+                if name in names:
+                    break  # and so are all above it
+                names.add(name)
+                key = directory or "/"
+        return found
 
     def _text(self, key: str, entry: Entry) -> str:
         try:

@@ -1,0 +1,104 @@
+"""What the agent says of itself: one immutable value, as JSON in the state directory and as one ASCII line.
+
+``etcd-py-agent status`` reads the file ``status.json``; systemd shows the line. Neither holds a value of the
+store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from etcd_agent.errors import FilesError
+from etcd_agent.loop import ResourceStatus
+from etcd_agent.values import State
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """``store_error`` "" while the store answers; ``started`` and ``written`` in seconds since the epoch."""
+
+    pid: int
+    config: str
+    started: float
+    written: float
+    nodes: tuple[str, ...]
+    revision: int
+    store_error: str
+    stopping: bool
+    resources: tuple[ResourceStatus, ...]
+
+    @property
+    def degraded(self) -> bool:
+        return bool(self.store_error) or any(
+            each.state in (State.FAILED, State.ROLLED_BACK) or each.reload_pending for each in self.resources
+        )
+
+
+def summary(status: AgentStatus) -> str:
+    """For systemd's STATUS=: "rev 4711, 3/3 applied, watching", or what is wrong first."""
+    applied = sum(each.state is State.APPLIED for each in status.resources)
+    parts = [f"rev {status.revision}", f"{applied}/{len(status.resources)} applied"]
+    for state in (State.FAILED, State.ROLLED_BACK):
+        names = [each.name for each in status.resources if each.state is state]
+        if names:
+            parts.append(f"{state.lower().replace('_', ' ')}: {', '.join(names[:5])}")
+    parts.append("store away" if status.store_error else "watching")
+    text = ", ".join(parts)
+    return f"stopping: {text}" if status.stopping else f"degraded: {text}" if status.degraded else text
+
+
+def status_path(state_dir: str) -> str:
+    return f"{state_dir}/status.json"
+
+
+def write_status(state_dir: str, status: AgentStatus) -> None:
+    """Replace the file atomically. It is information, not state, so it is not synced."""
+    path = status_path(state_dir)
+    temporary = f"{path}.new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(asdict(status), file, indent=1)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def read_status(state_dir: str) -> AgentStatus:
+    """What the agent of this state directory wrote last. Raises FilesError if there is nothing readable."""
+    path = status_path(state_dir)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _parse(json.load(file))
+    except OSError as error:
+        raise FilesError(f"{path}: {error.strerror}: has the agent run with this state_dir?") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FilesError(f"{path}: not a status file: {error}") from error
+
+
+def _parse(document: Mapping[str, Any]) -> AgentStatus:
+    resources = tuple(
+        ResourceStatus(**{**each, "state": State(each["state"])}) for each in document["resources"]
+    )
+    return AgentStatus(**{**document, "resources": resources, "nodes": tuple(document["nodes"])})
+
+
+def report(status: AgentStatus, *, alive: bool, now: float) -> Iterable[str]:
+    """Lines of ``etcd-py-agent status`` for a person."""
+    running = f"running, pid {status.pid}" if alive else "NOT running; this is what it wrote last"
+    yield f"agent      {running}, since {_time(status.started)}"
+    yield f"store      {', '.join(status.nodes)}: " + (
+        f"AWAY: {status.store_error}" if status.store_error else f"revision {status.revision}"
+    )
+    for each in status.resources:
+        pending = ", reload pending" if each.reload_pending else ""
+        lasted = f"for {now - each.since:.0f} s"
+        yield f"{each.name:10s} {each.state} at revision {each.revision}{pending}, {lasted}"
+        if each.error:
+            yield f"           {each.error}"
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
