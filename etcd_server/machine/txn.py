@@ -204,7 +204,8 @@ def _rows(tables: KeyTables, compare: rpc_pb2.Compare) -> Sequence[CurrentRow]:
 
 def apply_put(store: Store, request: rpc_pb2.PutRequest, lease_exists: LeaseExists) -> Outcome:
     """A put with any of its options. Raises LeaseNotFound, KeyNotFound; nothing is changed then."""
-    _check_put(store, request, lease_exists)
+    _check_lease(request, lease_exists)
+    _check_previous(store, request)
     write = store.write()
     body = _put(write, request)
     return write.finish(), body
@@ -218,9 +219,12 @@ def apply_delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> Out
     return write.finish(), body
 
 
-def _check_put(store: Store, request: rpc_pb2.PutRequest, lease_exists: LeaseExists) -> None:
+def _check_lease(request: rpc_pb2.PutRequest, lease_exists: LeaseExists) -> None:
     if request.lease and not lease_exists(request.lease):
         raise errors.LeaseNotFound
+
+
+def _check_previous(store: Store, request: rpc_pb2.PutRequest) -> None:
     if (request.ignore_value or request.ignore_lease) and store.tables.current(request.key) is None:
         raise errors.KeyNotFound
 
@@ -293,14 +297,16 @@ def _flat(branch: _Branch) -> Iterator[rpc_pb2.RequestOp]:
 
 
 def _check(store: Store, branch: _Branch, lease_exists: LeaseExists) -> None:
-    """Raises what refuses the txn as a whole, in the order of the operations."""
+    """Raises what refuses the txn as a whole, in the order of the operations (etcd 3.6)."""
     deletions, others = [], 0
     for operation in _flat(branch):
         match operation.WhichOneof("request"):
             case "request_range":
                 store.check_revision(operation.request_range.revision)
             case "request_put":
-                _check_put(store, operation.request_put, lease_exists)
+                # The other way round than for a put by itself, in etcd up to 3.6.
+                _check_previous(store, operation.request_put)
+                _check_lease(operation.request_put, lease_exists)
                 others += 1
             case "request_delete_range":
                 deletions.append(operation.request_delete_range)

@@ -19,7 +19,7 @@ from typing import Any
 
 import apsw
 
-from etcd_server.storage.schema import last_of, pack
+from etcd_server.storage.schema import SUB_REVISION_BITS, last_of, pack
 
 StatementError = apsw.Error
 
@@ -54,13 +54,15 @@ _INSERT_HISTORY = "INSERT INTO history VALUES (?, ?, ?, ?, ?)"
 
 
 class Order(Enum):
-    """What a range is sorted by; ties are in the order of keys."""
+    """What a range is sorted by, as SQL; ties are in the order of keys."""
 
-    KEY = "key"
-    VERSION = "version"
-    CREATE = "create_revision"
-    MOD = "revision"
-    VALUE = "value"
+    KEY = "c.key"
+    VERSION = "c.version"
+    CREATE = "c.create_revision"
+    # The main revision: changes of one request tie.
+    MOD = f"c.revision >> {SUB_REVISION_BITS}"
+    # `substr` from behind the end gives the empty value.
+    VALUE = "substr(r.kv, length(r.kv) - r.value_size + 1)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,6 @@ _WITHOUT_VALUE = (
     " WHEN r.value_size < 128 THEN 2 WHEN r.value_size < 16384 THEN 3 WHEN r.value_size < 2097152 THEN 4"
     " WHEN r.value_size < 268435456 THEN 5 ELSE 6 END) END"
 )
-_VALUE = "substr(r.kv, length(r.kv) - r.value_size + 1)"
 
 
 @cache
@@ -110,14 +111,13 @@ def _select(
     The halves of a read in the past are each in the order of keys, so that SQLite merges them and stops at
     the limit.
     """
-    sort = _VALUE if order is Order.VALUE else f"c.{order.value}"
     kv = _WITHOUT_VALUE if keys_only else "r.kv"
 
     def half(table: str, conditions: tuple[str, ...]) -> str:
         bounds = ("c.key >= :low", *(() if open_ended else ("c.key < :high",)))
         return (
-            f"SELECT {sort} AS sort_key, c.key AS key, {kv} AS kv FROM {table} c CROSS JOIN revisions r"
-            f" ON r.revision = c.revision WHERE {' AND '.join((*bounds, *conditions, *filters))}"
+            f"SELECT {order.value} AS sort_key, c.key AS key, {kv} AS kv"
+            f" FROM {table} c CROSS JOIN revisions r ON r.revision = c.revision WHERE {' AND '.join((*bounds, *conditions, *filters))}"
         )
 
     halves = half("current", ("c.revision <= :at",) if at else ())
@@ -232,7 +232,7 @@ class KeyTables:
         """The values of the live keys, in the order of keys."""
         bound = "c.key >= ?" if high is None else "c.key >= ? AND c.key < ?"
         rows = self._execute(
-            f"SELECT {_VALUE} FROM current c CROSS JOIN revisions r ON r.revision = c.revision"
+            f"SELECT {Order.VALUE.value} FROM current c CROSS JOIN revisions r ON r.revision = c.revision"
             f" WHERE {bound} ORDER BY c.key",
             (low,) if high is None else (low, high),
         )
@@ -423,4 +423,3 @@ class FactTables:
 
     def delete_alarm(self, alarm: int, member_id: int) -> None:
         self._execute("DELETE FROM alarms WHERE alarm = ? AND member_id = ?", (alarm, f"{member_id:016x}"))
-

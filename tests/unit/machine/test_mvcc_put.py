@@ -105,6 +105,11 @@ def test_there_is_nothing_to_keep_of_a_key_that_is_not_there(lab: Lab, option: s
     assert lab.machine.revision == 1
 
 
+def test_of_two_errors_a_put_tells_the_lease_first(lab: Lab) -> None:
+    with pytest.raises(errors.LeaseNotFound):
+        lab.put(b"a", ignore_value=True, lease=99)
+
+
 def test_a_put_without_a_lease_detaches_the_key(lab: Lab) -> None:
     lab.grant(7)
     lab.put(b"a", b"1", lease=7)

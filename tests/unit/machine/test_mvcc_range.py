@@ -6,6 +6,7 @@ from etcd_server.api import errors
 from etcd_server.api.proto import kv_pb2, rpc_pb2
 from etcd_server.storage.schema import pack
 from tests.unit.machine.machines import ALL, Lab
+from tests.unit.machine.operations import put, txn
 
 R = rpc_pb2.RangeRequest
 
@@ -112,6 +113,13 @@ def test_ties_are_in_the_order_of_keys(lab: Lab) -> None:
     assert lab.keys(sort_target=R.VALUE, sort_order=R.ASCEND) == [b"a", b"b", b"c"]
     assert lab.keys(sort_target=R.VALUE, sort_order=R.DESCEND) == [b"a", b"b", b"c"]
     assert lab.keys(sort_target=R.VERSION, sort_order=R.DESCEND) == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize("target", [R.MOD, R.CREATE])
+def test_changes_of_one_txn_tie(lab: Lab, target: R.SortTarget.ValueType) -> None:
+    lab.txn(txn(then=[put(b"b"), put(b"a"), put(b"c")]))
+    assert lab.keys(sort_target=target, sort_order=R.ASCEND) == [b"a", b"b", b"c"]
+    assert lab.keys(sort_target=target, sort_order=R.DESCEND) == [b"a", b"b", b"c"]
 
 
 def test_empty_values_sort_first(lab: Lab) -> None:

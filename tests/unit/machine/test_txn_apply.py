@@ -141,6 +141,7 @@ def test_only_the_operations_that_will_run_are_checked(lab: Lab) -> None:
         (read(b"z", revision=4), errors.FutureRevision),
         (read(b"z", revision=2), errors.Compacted),
         (read(b"z", revision=-2), errors.Compacted),
+        (put(b"z", ignore_value=True, lease=99), errors.KeyNotFound),
         (nested(then=[read(b"z", revision=4)]), errors.FutureRevision),
         (nested(then=[nested(), put(b"z", lease=99)]), errors.LeaseNotFound),
     ],
