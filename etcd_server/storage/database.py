@@ -170,9 +170,12 @@ class StateDatabase:
         return in_journal == copied
 
     def close(self) -> None:
-        """Commit and close; after a StorageError the file is as a crash would have left it."""
+        """Close the file as it was at the last commit. Raises StorageError.
+
+        What is not committed is given up: it may be half of an entry, and the log has it.
+        """
         try:
-            self.commit()
+            self.rollback()
         finally:
             with translated(self.path):
                 self.connection.close()

@@ -120,8 +120,8 @@ def _refuse_foreign(directory: Path) -> None:
         return
     if "member" in names or "snap" in names or "wal" in names:
         raise UnknownFormat(
-            f"{directory}: the data directory of an etcd, which etcd-py does not read; choose another one and copy "
-            "the keys over"
+            f"{directory}: the data directory of an etcd, which etcd-py does not read; choose another one "
+            "and copy the keys over"
         )
     foreign = sorted(names - _HARMLESS)
     if foreign:

@@ -2,8 +2,8 @@
 
     StorageError
     ├── DiskFull           refuse writes, keep reading, try the same call again when there is room
-    ├── StateRolledBack    the open transaction of state.db is gone: apply the log again from applied_index
-    ├── DiskFailed         the disk refused an operation: end the process, the log replays at the next start
+    ├── StateRolledBack    the open transaction of state.db is gone: apply again from applied_index
+    ├── DiskFailed         the disk refused something: end the process, the next start replays the log
     │   └── SyncFailed     a sync failed; what the disk holds is unknown. Never retried
     ├── DamagedFile        a file does not hold what was written to it: refuse to serve
     ├── UnknownFormat      not our directory, or of a newer version: refuse to start

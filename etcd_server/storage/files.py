@@ -32,11 +32,12 @@ def connect(path: str, *, synchronous: str, cache_size_bytes: int, vfs: str | No
     )
     try:
         connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
-        # These two take effect on an empty file only.
-        connection.pragma("page_size", PAGE_SIZE_BYTES)
-        connection.pragma("auto_vacuum", "INCREMENTAL")
+        if connection.pragma("page_count") == 0:
+            # These are fixed with the first page; asking for them again would be a write.
+            connection.pragma("page_size", PAGE_SIZE_BYTES)
+            connection.pragma("auto_vacuum", "INCREMENTAL")
         if connection.pragma("journal_mode", "WAL") != "wal":
-            raise apsw.CantOpenError(f"{path}: the file system cannot hold SQLite's write-ahead log")
+            raise apsw.CantOpenError("the file system cannot hold SQLite's write-ahead log")
         connection.pragma("wal_autocheckpoint", 0)
         connection.pragma("synchronous", synchronous)
         connection.pragma("cache_size", cache_size_bytes // PAGE_SIZE_BYTES)

@@ -66,6 +66,7 @@ INSERT INTO state VALUES (0, 0, '0', 0, 0, 0);
 # The journal is this long from the beginning; a checkpoint is due when half of it is full.
 JOURNAL_SIZE_BYTES = 16 << 20
 _CACHE_SIZE_BYTES = 1 << 20
+_LARGEST_SHARE = 8  # of the room on the device, for the journal: one in eight
 _ROWS_PER_CUT = 128
 
 _INSERT = 'INSERT INTO entries ("index", term, kind, checksum, data) VALUES (?, ?, ?, ?, ?)'
@@ -401,9 +402,12 @@ def _keep_journal(connection: apsw.Connection) -> None:
 def _allocate_journal(connection: apsw.Connection, size_bytes: int) -> None:
     """Make the journal's file `size_bytes` long, by a transaction of that size which is given up.
 
-    As far as there is room: an append that needs more costs more, and nothing else. Raises apsw.Error.
+    On a device with little room less of it: an append that needs more costs more, and nothing else.
+    Raises apsw.Error.
     """
     path = connection.filename_wal
+    status = os.statvfs(os.path.dirname(path))
+    size_bytes = min(size_bytes, status.f_bavail * status.f_frsize // _LARGEST_SHARE)
     if size_bytes == 0 or (os.path.exists(path) and os.path.getsize(path) >= size_bytes):
         return
     cache_pages = connection.pragma("cache_size")
@@ -412,7 +416,7 @@ def _allocate_journal(connection: apsw.Connection, size_bytes: int) -> None:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(_INSERT, (-1, 0, 0, 0, apsw.zeroblob(size_bytes)))
     except apsw.FullError:
-        # On a small device appends go without: the room is theirs all the same once this is rolled back.
+        # Somebody else was faster; appends find their room or do not, as they would have without this.
         return
     finally:
         if connection.in_transaction:

@@ -147,7 +147,7 @@ class SimulatedDisk:
         """What SQLite says of the file: "ok", or what is wrong with it."""
         connection = apsw.Connection(self.path(name), vfs=self.vfs_name)
         try:
-            return "; ".join(row[0] for row in connection.execute("PRAGMA integrity_check").fetchall())
+            return "; ".join(str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall())
         finally:
             connection.close()
 
@@ -228,9 +228,8 @@ class SimulatedDisk:
             self.operate(apsw.SQLITE_IOERR_WRITE)
         except apsw.Error:
             if was_alive:
-                file.change(
-                    _Pending(offset, data)
-                )  # the power fails during this write: any part may be there
+                # The power fails during this write: any part of it may be there.
+                file.change(_Pending(offset, data))
             raise
         growth = max(0, offset + len(data) - len(file.current))
         if growth and self.capacity_bytes is not None:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from etcd_server.raft.messages import Entry, EntryKind, HardState
-from etcd_server.storage import raftlog
+from etcd_server.storage import files
 from etcd_server.storage.errors import StorageError
 from etcd_server.storage.raftlog import RaftLog
 from tests.faults.simdisk import SimulatedDisk
@@ -31,7 +32,7 @@ ALL = 1 << 40
 class Model:
     """What the log should hold. `entries` keeps those that were cut, too."""
 
-    hard_state: HardState = HardState()
+    hard_state: HardState = field(default_factory=HardState)
     entries: tuple[Entry, ...] = ()
     start_index: int = 0
 
@@ -166,13 +167,13 @@ def test_every_acknowledged_append_survives(block: int, tmp_path: Path) -> None:
 def test_the_harness_notices_a_log_that_does_not_sync(
     synchronous: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def careless(path: str, **options: object) -> apsw.Connection:
+    def careless(path: str, **options: Any) -> apsw.Connection:
         connection = raftlog_connect(path, **options)
         connection.pragma("synchronous", synchronous)
         return connection
 
-    raftlog_connect: Callable[..., apsw.Connection] = raftlog.connect
-    monkeypatch.setattr(raftlog, "connect", careless)
+    raftlog_connect = files.connect
+    monkeypatch.setattr("etcd_server.storage.raftlog.connect", careless)
     assert failures(tmp_path, 30) >= 15
 
 

@@ -36,6 +36,10 @@ CREATE TABLE items (key INTEGER PRIMARY KEY, value BLOB);
 """
 
 
+def key(data: bytes) -> int:
+    return data[0] if data else -1
+
+
 @dataclass
 class Member:
     """One member in one life: both files open, entries applied as they are committed."""
@@ -68,7 +72,7 @@ class Member:
             self.applied_index = entry.index
             execute(
                 "INSERT OR REPLACE INTO items VALUES (?, ?)",
-                (entry.data[0] if entry.data else -1, entry.data),
+                (key(entry.data), entry.data),
             )
         execute("UPDATE meta SET applied_index = ?, chain = ?", (self.applied_index, self.chain))
 
@@ -80,7 +84,7 @@ def close(opened: RaftLog | StateDatabase | StateMaintenance) -> None:
 
 @dataclass
 class World:
-    """What has been acknowledged: `chains[n]` is the checksum over entries 1 to n, `data[n]` the data of entry n."""
+    """What has been acknowledged: `chains[n]` is the checksum over entries 1 to n, `data[n]` the nth data."""
 
     random: random.Random
     chains: list[int] = field(default_factory=lambda: [0])
@@ -100,13 +104,16 @@ class World:
         if member.applied_index < last:
             member.apply(member.log.entries(member.applied_index + 1, last + 1, ALL))
         assert member.chain == self.chains[last], "replaying the log does not give the acknowledged state"
-        expected = {data[0] if data else -1: data for data in self.data[1:]}
+        expected = {key(data): data for data in self.data[1:]}
         assert dict(member.database.connection.execute("SELECT key, value FROM items")) == expected
 
     def acknowledge(self, entries: list[Entry]) -> None:
         for entry in entries:
             self.chains.append(crc32(entry.data, self.chains[-1]))
             self.data.append(entry.data)
+
+    def entry(self, index: int) -> Entry:
+        return Entry(index, 1, EntryKind.NORMAL, self.random.randbytes(self.random.choice(SIZES)))
 
     def step(self, member: Member, cut: Callable[[World, Member], None]) -> None:
         kind = self.random.random()
