@@ -166,7 +166,7 @@ class View:
         return sorted(pair.value for pair in self.gets(pattern))
 
     def ls(self, key: str) -> list[str]:
-        """The names directly below ``key``, files and directories, sorted; its own name too if it has a value."""
+        """The names directly below ``key``, sorted; its own name too if it has a value itself."""
         top = self._watched_above(key)
         names = set(self._children.get(top, ()))
         if top in self._entries:
@@ -185,7 +185,7 @@ class View:
         found: dict[str, set[str]] = {}
         for key in self._entries:
             while key != "/":
-                directory, _, name = key.rpartition("/")
+                directory, _, name = key.rstrip("/").rpartition("/")
                 names = found.setdefault(directory or "/", set())
                 if name in names:
                     break  # and so are all above it

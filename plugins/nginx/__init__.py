@@ -109,9 +109,8 @@ def agent_validate(resource: Resource, staged: Staged) -> Problem | None:
             result = commands.run(command, timeout_s=resource.check.timeout_s)
             if result.ok:
                 return None
-            return Problem(
-                f"nginx -t: {copy.translate(_complaint(result, command, resource.check.timeout_s))}"
-            )
+            reason = _complaint(result, command, resource.check.timeout_s)
+            return Problem(f"nginx -t: {copy.translate(reason)}")
     except CheckError as error:
         return Problem(str(error))
     except OSError as error:
@@ -135,7 +134,7 @@ def agent_reload(resource: Resource, applied: Applied) -> str | None:
         raise ReloadError(f"nginx -s reload: {_complaint(result, command, timeout_s)}")
     if not process.await_new_workers(settings.pid, before, timeout_s):
         raise ReloadError(
-            f"nginx was told to reload, but after {timeout_s:g} s its old workers still serve (see its error log)"
+            f"nginx was told to reload, but its old workers still serve after {timeout_s:g} s: see its error log"
         )
     return f"nginx reloaded ({len(applied.changed)} files changed)"
 
