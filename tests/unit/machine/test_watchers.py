@@ -267,6 +267,13 @@ def test_history_begins_at_the_start_revision(world: World) -> None:
     assert seen(world.take(7)) == [(3, "+a=2"), (4, "+a=3")]
 
 
+def test_the_current_revision_is_history(world: World) -> None:
+    world.put(b"a", b"1")
+    world.create(7, b"a", start_revision=2)
+    world.catch_up()
+    assert seen(world.take(7)) == [(2, "+a=1")]
+
+
 def test_history_without_a_match_sends_nothing(world: World) -> None:
     world.put(b"b")
     world.create(7, b"a", start_revision=1)
@@ -341,10 +348,14 @@ def test_changes_during_catch_up_are_neither_lost_nor_repeated(world: World) -> 
     assert [revision for revision, _ in seen(responses)] == list(range(2, 32))
 
 
-def test_prev_kv_in_history_follows_the_compaction(world: World) -> None:
+@pytest.mark.parametrize("removed", [True, False])
+def test_prev_kv_in_history_follows_the_compaction(world: World, removed: bool) -> None:
     for value in (b"1", b"2", b"3"):
         world.put(b"a", value)
-    world.history.compact(3)
+    if removed:
+        world.history.compact(3)
+    else:
+        world.history.compacted_revision = 3
     world.create(7, b"a", start_revision=3, prev_kv=True)
     world.catch_up()
     events = [event for response in world.take(7) for event in response.events]

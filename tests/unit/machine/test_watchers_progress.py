@@ -32,6 +32,18 @@ def test_a_stream_without_watches_is_not_answered(world: World) -> None:
     assert len(world.take(7)) == 1
 
 
+def test_a_watch_that_waits_for_a_later_revision_withholds_the_answer(world: World) -> None:
+    world.create(7, b"a")
+    world.create(7, b"a", start_revision=3)
+    world.take(7)
+    world.hub.progress(7)
+    world.put(b"z")
+    world.put(b"z")
+    assert world.take(7) == []
+    world.hub.progress(7)
+    assert [(r.watch_id, r.header.revision) for r in world.take(7)] == [(-1, 3)]
+
+
 def test_the_answer_never_precedes_events_that_it_covers(world: World) -> None:
     """etcd #15220: a progress notice overtook events of a watch that was behind."""
     world.put(b"a", b"2")
