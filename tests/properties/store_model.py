@@ -169,7 +169,7 @@ class Model:
             C.LEASE: "lease",
         }[compare.target]
         wanted = getattr(compare, name)
-        holds: dict[int, Callable[[Any], bool]] = {
+        holds: Callable[[Any], bool] = {
             C.EQUAL: lambda found: found == wanted,
             C.NOT_EQUAL: lambda found: found != wanted,
             C.GREATER: lambda found: found > wanted,

@@ -10,19 +10,29 @@ from tests.properties.store_twins import Twins, told
 class KeySpace(Twins):
     """Compaction at any revision, its rows removed in steps of any size, at any time."""
 
-    @rule(back=st.integers(-1, 8))
-    def compact(self, back: int) -> None:
-        revision = self.model.revision - back
+    @rule(back=st.integers(-1, 8), finish=st.booleans())
+    def compact(self, back: int, finish: bool) -> None:
+        self._compact(self.model.revision - back, finish)
+
+    @rule(finish=st.booleans())
+    def compact_at_the_last_deletion(self, finish: bool) -> None:
+        """The revision at which too much is removed most easily."""
+        deletions = [event.revision for event in self.model.events if event.is_deletion]
+        self._compact(max(deletions, default=0), finish)
+
+    def _compact(self, revision: int, finish: bool) -> None:
         self.both(lambda: self.lab.compact(revision) and None, lambda: self.model.compact(revision))
+        if finish:
+            self.lab.finish_compaction(3)
 
     @rule(rows=st.integers(1, 6))
     def step(self, rows: int) -> None:
         self.lab.machine.compact_step(rows)
 
-    @rule(rows=st.integers(1, 5))
-    def watch_from_the_compacted_revision(self, rows: int) -> None:
+    @invariant()
+    def a_watch_from_the_compacted_revision_misses_nothing(self) -> None:
         compacted = self.model.compacted
-        events = told(self.lab, max(compacted, 0), rows)
+        events = told(self.lab, max(compacted, 0), limit_rows=1 + self.model.revision % 4)
         # Values before an event at the compacted revision itself may be gone; deletions at it are not.
         behind = [event for event in events if event.revision > compacted]
         assert behind == [event for event in self.model.events if event.revision > compacted]
