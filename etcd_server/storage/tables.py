@@ -115,9 +115,10 @@ def _select(
 
     def half(table: str, conditions: tuple[str, ...]) -> str:
         bounds = ("c.key >= :low", *(() if open_ended else ("c.key < :high",)))
+        where = " AND ".join((*bounds, *conditions, *filters))
         return (
             f"SELECT {order.value} AS sort_key, c.key AS key, {kv} AS kv"
-            f" FROM {table} c CROSS JOIN revisions r ON r.revision = c.revision WHERE {' AND '.join((*bounds, *conditions, *filters))}"
+            f" FROM {table} c CROSS JOIN revisions r ON r.revision = c.revision WHERE {where}"
         )
 
     halves = half("current", ("c.revision <= :at",) if at else ())

@@ -80,7 +80,7 @@ class Twins(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     def looking_back(self, request: rpc_pb2.RangeRequest) -> None:
-        """Make a revision of `revision`: 0 stays "now", 1 is the current one, 2 the one before, -1 the next."""
+        """Make a revision of `revision`: 0 stays "now", 1 is the current one, 2 the one before, -1 next."""
         if request.revision > 0:
             request.revision = self.model.revision + 1 - request.revision
         elif request.revision < 0:
