@@ -23,6 +23,7 @@ from etcd_server.storage.files import (
     PAGE_SIZE_BYTES,
     abandon,
     connect,
+    copy_journal,
     create_or_check,
 )
 from etcd_server.storage.reserve import Reserve
@@ -162,23 +163,24 @@ class StateDatabase:
         again.
 
         To be called between commit() and begin(), when maintenance has copied nearly all: it blocks for two
-        syncs and the copying of the rest. False when a reader (somebody's sqlite3 shell) still needs the
-        journal.
+        syncs and the copying of the rest. False, and the journal grows on, when a reader (somebody's sqlite3
+        shell) still needs it, the device has no room for the file, or maintenance is copying just now. Raises
+        SyncFailed, DiskFailed, DamagedFile.
         """
-        with translated(self.path):
-            in_journal, copied = self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        return in_journal == copied
+        try:
+            with translated(self.path):
+                pages, copied = copy_journal(self.connection)
+        except DiskFull:
+            return False
+        return pages == copied
 
     def close(self) -> None:
         """Close the file as it was at the last commit. Raises StorageError.
 
         What is not committed is given up: it may be half of an entry, and the log has it.
         """
-        try:
-            self.rollback()
-        finally:
-            with translated(self.path):
-                self.connection.close()
+        with translated(self.path):
+            self.connection.close()
 
     def _committed(self, connection: apsw.Connection, name: str, pages: int) -> int:
         self._journal_pages = pages

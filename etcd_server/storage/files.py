@@ -55,6 +55,19 @@ def abandon(connection: apsw.Connection) -> None:
         connection.close(True)
 
 
+def copy_journal(connection: apsw.Connection) -> tuple[int, int]:
+    """Sync the journal, copy what no reader needs there into the file, and sync that; writers go on
+    meanwhile.
+
+    Returns (pages in the journal, how many of them are in the file); (1, 0) when another connection is at it,
+    which SQLite does not wait for. Raises apsw.Error.
+    """
+    try:
+        return connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    except apsw.BusyError:
+        return 1, 0
+
+
 def create_or_check(
     connection: apsw.Connection, path: str, schema: str, application_id: int, schema_version: int
 ) -> None:

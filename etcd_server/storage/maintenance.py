@@ -3,20 +3,14 @@ own.
 
 Who may do what:
 
-| thread      | state.db                                                | raft.db
-| | ----------- | ------------------------------------------------------- |
------------------------------------------- |
-| loop        | all reads, all writes, `restart_journal`, `release_space` | reads
-|
-| log thread  |                                                         | `append`
-|
-| maintenance | `StateMaintenance.checkpoint`                           | `checkpoint`, `cut`, `release_space`
-|
+    thread        state.db                                              raft.db
+    loop          all statements, restart_journal, release_space        the reads
+    log thread                                                          append
+    maintenance   StateMaintenance.checkpoint                           checkpoint, cut, release_space
 
-state.db has one writer, whose transaction is nearly always open. So the maintenance thread only copies what
-has been committed from the journal into the file and syncs it; that the journal then begins again takes a
-moment without a transaction, which the loop makes by `StateDatabase.restart_journal` once little is left to
-copy.
+state.db has one writer, whose transaction is nearly always open. So this thread only copies what has been
+committed from the journal into the file, and syncs it. For the journal to begin again takes a moment without
+a transaction, and the loop makes one by `StateDatabase.restart_journal` once little is left to copy.
 
 The invariant: an entry is cut from the log only when a synced checkpoint of the state holds its effect. The
 index that `checkpoint` returns is the only one that `cut_log` may be given.
@@ -29,7 +23,7 @@ from typing import NamedTuple
 import apsw
 
 from etcd_server.storage.errors import translated
-from etcd_server.storage.files import FRAME_SIZE_BYTES, connect
+from etcd_server.storage.files import FRAME_SIZE_BYTES, connect, copy_journal
 from etcd_server.storage.raftlog import RaftLog
 
 _CACHE_SIZE_BYTES = 256 << 10
@@ -41,7 +35,8 @@ _GET_APPLIED = "SELECT applied_index FROM meta WHERE id = 0"
 class Checkpoint(NamedTuple):
     """applied_index: what is on the disk for certain, whatever happens.
 
-    left_size_bytes: about what `restart_journal` has to copy if it is called at once.
+    left_size_bytes: about what `restart_journal` has to copy if it is called at the next commit. When all
+    could be copied, that is what the last round of copying found to do.
     """
 
     applied_index: int
@@ -55,6 +50,7 @@ class StateMaintenance:
         self.path = path
         self._connection = connection
         self._durable_index = 0
+        self._copied_pages = 0
 
     @classmethod
     def open(cls, path: str, *, vfs: str | None = None) -> StateMaintenance:
@@ -70,21 +66,22 @@ class StateMaintenance:
         applied_index is that of the checkpoint before. Raises DiskFull (nothing is lost, call again later),
         SyncFailed, DiskFailed, DamagedFile.
         """
-        pages = left_pages = 0
         with translated(self.path):
             # Each round copies what was committed during the one before it, which is less and less.
             for _ in range(_MOST_ROUNDS):
                 # The order matters: what this index stands for has been committed before the copying begins.
                 committed_index = int(self._connection.execute(_GET_APPLIED).get)
-                in_journal, copied = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                left_pages, pages = max(0, in_journal - pages), in_journal
-                if copied < in_journal:
-                    left_pages = in_journal - copied
-                    break
+                copied_before = self._copied_pages
+                pages, copied = copy_journal(self._connection)
+                self._copied_pages = copied
+                if copied < pages:
+                    return Checkpoint(self._durable_index, (pages - copied) * FRAME_SIZE_BYTES)
                 self._durable_index = committed_index
-                if left_pages <= _FEW_PAGES:
+                # Fewer pages than before: the journal has begun again, all of them are new.
+                found = pages - copied_before if pages >= copied_before else pages
+                if found <= _FEW_PAGES:
                     break
-        return Checkpoint(self._durable_index, left_pages * FRAME_SIZE_BYTES)
+        return Checkpoint(self._durable_index, found * FRAME_SIZE_BYTES)
 
     def close(self) -> None:
         with translated(self.path):

@@ -37,6 +37,7 @@ from etcd_server.storage.files import (
     PAGE_SIZE_BYTES,
     abandon,
     connect,
+    copy_journal,
     create_or_check,
 )
 
@@ -82,11 +83,11 @@ _GET_TERM = 'SELECT term FROM entries WHERE "index" = ?'
 _GET_ENTRIES = """
 SELECT "index", term, kind, checksum, data FROM entries WHERE "index" >= ? AND "index" < ? ORDER BY "index"
 """
-_ENTRY_HEADER = Struct("<QQB")
+_ENTRY_HEADER = Struct("<qqq")
 
 
 def checksum(index: int, term: int, kind: int, data: bytes) -> int:
-    """CRC-32 of an entry: index and term as 8 bytes little-endian, kind as one, then the data."""
+    """CRC-32 of an entry: index, term and kind as 8 bytes little-endian each, then the data."""
     return crc32(data, crc32(_ENTRY_HEADER.pack(index, term, kind)))
 
 
@@ -270,9 +271,9 @@ class RaftLog:
         connection = self._maintenance_connection
         try:
             with self._maintaining:
-                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                copy_journal(connection)
                 with self._writing:
-                    in_journal, copied = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                    in_journal, copied = copy_journal(connection)
                     if in_journal == copied:
                         self._journal_pages = 0
                     return in_journal == copied
@@ -374,6 +375,8 @@ def load(connection: apsw.Connection, path: str) -> tuple[HardState, Extent]:
             runs.append((index, run_term))
         index = bisect_right(range(last_index + 1), run_term, lo=index + 1, key=term_at)
     extent = Extent(last_index, tuple(runs))
+    if last_index > start_index and term_at(last_index) != extent.last_term:
+        raise damaged(path, f"entry {last_index} is of a term below {extent.last_term}")
     if commit > last_index:
         raise damaged(path, f"it says committed up to {commit}, but holds {extent}")
     if extent.last_term > term:

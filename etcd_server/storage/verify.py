@@ -143,7 +143,7 @@ def _check_log(
     for index, term, kind, crc, data in connection.execute(_ENTRIES, (extent.start_index,)):
         if index != expected:
             complain("gap", f"entries {expected}..{index - 1} are missing")
-        if crc != raftlog.checksum(index, term, kind & 0xFF, data):
+        if crc != raftlog.checksum(index, term, kind, data):
             complain("checksum", f"entry {index} does not match its checksum")
         elif kind not in (member.value for member in EntryKind):
             complain("kind", f"entry {index} is of the unknown kind {kind}")
