@@ -33,6 +33,7 @@ from . import model, process, tree
 AGENT_API = ">=1,<2"
 NAME = "nginx"
 _MARKER = re.compile(rb"^# etcd-py-agent marker ([0-9a-f]{16})$", re.MULTILINE)
+_REASON = re.compile(r"\[(?:emerg|crit|error)\] (?:\d+#\d+: )?(.*)")
 MARKER_PATH = "/etcd-py-agent/marker"
 
 
@@ -164,8 +165,8 @@ def _command(settings: Settings, conf: str, *options: str) -> tuple[str, ...]:
 def _complaint(result: commands.Result, command: tuple[str, ...], timeout_s: float) -> str:
     """nginx's own reason, which it prints before it sums up."""
     for line in result.output.splitlines():
-        if "[emerg]" in line or "[error]" in line:
-            return line.partition("] ")[2].strip()
+        if match := _REASON.search(line):
+            return match.group(1).strip()
     return result.reason(command, timeout_s)
 
 
