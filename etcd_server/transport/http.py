@@ -20,6 +20,7 @@ from etcd_server.transport.answers import Headers, HttpAnswer
 from etcd_server.transport.pages import Pages
 from etcd_server.transport.wire import Transport
 
+TIME_IS_UP = "context deadline exceeded"
 CLIENT = "client"
 """Name of the listeners that serve clients; the others have the pages only."""
 
@@ -125,7 +126,7 @@ class _Unary:
             self._exchange.respond(gateway.answer(self._rpc, answer))
 
     def time_out(self, batch: Batch) -> None:
-        self._exchange.respond(gateway.failure(DeadlineExceeded()))
+        self._exchange.respond(gateway.failure(DeadlineExceeded(TIME_IS_UP)))
 
 
 class _Stream:
@@ -153,4 +154,4 @@ class _Stream:
 
     def time_out(self, batch: Batch) -> None:
         self._transport.end_stream(batch, self._exchange.exchange_id)
-        self.end(DeadlineExceeded())
+        self.end(DeadlineExceeded(TIME_IS_UP))

@@ -103,7 +103,7 @@ class Pages:
         wire = transport.statistics()
         return MetricsSnapshot(
             server_version=engine.settings.server_version,
-            cluster_version=machine.cluster_version,
+            cluster_version=".".join(machine.cluster_version.split(".")[:2]),
             member_id=f"{engine.settings.member_id:x}",
             has_leader=core.leader_id != 0,
             is_leader=core.is_leader,
