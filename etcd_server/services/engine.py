@@ -64,6 +64,18 @@ from etcd_server.storage.errors import StateRolledBack
 WATCH = "/etcdserverpb.Watch/Watch"
 LEASE_KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
+STREAMS = (WATCH, LEASE_KEEP_ALIVE, HEALTH_WATCH)
+
+# What a member serves, by gRPC path; any other RPC of etcd is answered UNIMPLEMENTED by the transport.
+SERVED = {
+    "etcdserverpb.KV": ("Range", "Put", "DeleteRange", "Txn", "Compact"),
+    "etcdserverpb.Watch": ("Watch",),
+    "etcdserverpb.Lease": ("LeaseGrant", "LeaseRevoke", "LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"),
+    "etcdserverpb.Cluster": ("MemberList",),
+    "etcdserverpb.Maintenance": ("Status", "Alarm"),
+    "grpc.health.v1.Health": ("Check", "Watch"),
+}
+METHODS = frozenset(f"/{service}/{method}" for service, methods in SERVED.items() for method in methods)
 
 COMPACTION_STEP_ROWS = 1_000
 REPLAY_BYTES = 4 * 1024 * 1024
@@ -118,6 +130,7 @@ class Engine:
         self.cluster = Cluster(self.core, self.reads)
         self.maintenance = Maintenance(self.core, self.reads, node)
         self._compactor = Compactor(settings.auto_compaction_mode, settings.auto_compaction_retention)
+        self.health = Health(self.core, frozenset(SERVED))
         self._unary: dict[str, UnaryHandler] = {
             "/etcdserverpb.KV/Range": self.kv.range,
             "/etcdserverpb.KV/Put": self.kv.put,
@@ -131,9 +144,9 @@ class Engine:
             "/etcdserverpb.Cluster/MemberList": self.cluster.member_list,
             "/etcdserverpb.Maintenance/Status": self.maintenance.status,
             "/etcdserverpb.Maintenance/Alarm": self.maintenance.alarm,
+            "/grpc.health.v1.Health/Check": self.health.check,
         }
-        self.health = Health(self.core, frozenset(path.split("/")[1] for path in self.methods()))
-        self._unary["/grpc.health.v1.Health/Check"] = self.health.check
+        assert {*self._unary, *STREAMS} == METHODS
         self._streams: dict[int, str] = {}
         self._committed_s = 0.0
         self._published = False
@@ -142,10 +155,6 @@ class Engine:
         self._alarm_proposed = False
         self._compacting = machine.compaction_pending
         self._cut_to = 0
-
-    def methods(self) -> list[str]:
-        """The paths of all methods that this member serves."""
-        return [*self._unary, WATCH, LEASE_KEEP_ALIVE, HEALTH_WATCH]
 
     @property
     def is_ready(self) -> bool:

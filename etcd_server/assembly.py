@@ -1,0 +1,151 @@
+"""A member put together from a `Config`, and run: what is opened in which order, and closed again.
+
+Ports are opened before anything is written, so that an address in use costs nothing; the data directory is
+locked before a file in it is touched; a new one gets its first entries, the members of the new cluster, in
+the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from contextlib import ExitStack
+
+from etcd_server import bootstrap
+from etcd_server.config import Config
+from etcd_server.logs import reopen
+from etcd_server.machine.apply import Machine
+from etcd_server.raft.messages import HardState
+from etcd_server.raft.node import Config as RaftConfig
+from etcd_server.raft.node import Node
+from etcd_server.runtime import Loop, tune_interpreter
+from etcd_server.services.core import Settings
+from etcd_server.services.engine import METHODS, Engine
+from etcd_server.storage.database import StateDatabase
+from etcd_server.storage.datadir import DataDirectory
+from etcd_server.storage.raftlog import RaftLog
+from etcd_server.storage.reserve import Reserve
+from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
+from etcd_server.transport.access import AccessRules
+from etcd_server.transport.http import CLIENT, HttpFront
+from etcd_server.transport.pages import Durations, Pages
+from etcd_server.transport.wire import MESSAGE_OVERHEAD_BYTES, Transport
+from etcd_server.version import CLUSTER_VERSION, ETCD_VERSION, VERSION
+from etcd_server.workers import Keeper, LogWriter
+
+log = logging.getLogger("etcd_server")
+
+DEFAULT_QUOTA_BYTES = 2 * 1024**3
+
+
+def settings_of(config: Config, member_id: int, cluster_id: int) -> Settings:
+    """What the services need of the configuration."""
+    return Settings(
+        cluster_id=cluster_id,
+        member_id=member_id,
+        member_name=config.name,
+        client_urls=config.advertise_client_urls,
+        server_version=ETCD_VERSION,
+        cluster_version=CLUSTER_VERSION,
+        heartbeat_interval_s=config.heartbeat_interval_ms / 1000,
+        election_timeout_s=config.election_timeout_ms / 1000,
+        max_txn_operations=config.max_txn_ops,
+        max_request_bytes=config.max_request_bytes,
+        quota_bytes=config.quota_backend_bytes or DEFAULT_QUOTA_BYTES,
+        snapshot_count=config.snapshot_count,
+        auto_compaction_mode=config.auto_compaction_mode,
+        auto_compaction_retention=config.auto_compaction_retention,
+        progress_notify_interval_s=config.watch_progress_notify_interval_s,
+    )
+
+
+def run(config: Config) -> int:
+    """Run a member until it is told to stop; returns the exit status.
+
+    Raises WireError (a port), StorageError (the data directory or a file in it), BootstrapError (the
+    directory belongs to another member or cluster): each text is one line for the user.
+    """
+    with ExitStack() as stack:
+        transport = Transport(METHODS, config.max_request_bytes)
+        stack.callback(transport.close, 0.0)
+        listen(transport, config)
+        directory = DataDirectory.open(config.data_dir)
+        stack.callback(directory.close)
+        raft_log = RaftLog.open(directory.raft_log_path)
+        stack.callback(raft_log.close)
+        database = StateDatabase.open(
+            directory.state_path,
+            STATE_SCHEMA,
+            STATE_SCHEMA_VERSION,
+            reserve=Reserve.open(directory.reserve_path),
+        )
+        stack.callback(database.close)
+        engine = build_engine(config, raft_log, Machine(database))
+        durations = Durations()
+        pages = Pages(engine, transport, durations, VERSION)
+        front = HttpFront(
+            transport, METHODS, config.max_request_bytes + MESSAGE_OVERHEAD_BYTES, pages, AccessRules()
+        )
+        loop = Loop(
+            engine=engine,
+            transport=transport,
+            front=front,
+            database=database,
+            writer=LogWriter(raft_log, transport.post, durations.log_sync.observe),
+            keeper=Keeper(directory, raft_log, transport.post),
+            on_ready=lambda: announce(config, engine),
+            on_reload=reopen,
+        )
+        loop.catch_signals()
+        tune_interpreter()
+        return loop.run()
+
+
+def listen(transport: Transport, config: Config) -> None:
+    """Open every listener. Raises WireError."""
+    for name, urls in (
+        (CLIENT, config.listen_client_urls),
+        ("peer", config.listen_peer_urls),
+        ("metrics", config.listen_metrics_urls),
+    ):
+        for url in urls:
+            log.info("serving %s traffic", name, extra={"address": transport.listen(url, name)})
+
+
+def build_engine(config: Config, raft_log: RaftLog, machine: Machine) -> Engine:
+    """The engine over opened files; a new log is given the first entries of the cluster."""
+    first = bootstrap.first_entries(config)
+    if raft_log.last_index() == 0:
+        raft_log.append(HardState(term=1, vote=0, commit=len(first.entries)), first.entries)
+    member_id, cluster_id = first.member_id, first.cluster_id
+    members = machine.members.all()
+    node = Node(
+        RaftConfig(
+            member_id=member_id,
+            voters=tuple(member.ID for member in members if not member.isLearner),
+            learners=tuple(member.ID for member in members if member.isLearner),
+            hard_state=raft_log.initial()[0],
+            applied_index=machine.applied_index,
+            election_ticks=config.election_timeout_ms // config.heartbeat_interval_ms,
+        ),
+        raft_log,
+        random.Random(),
+    )
+    return Engine(
+        settings=settings_of(config, member_id, cluster_id),
+        node=node,
+        log_storage=raft_log,
+        machine=machine,
+        random=random.SystemRandom(),
+    )
+
+
+def announce(config: Config, engine: Engine) -> None:
+    """Say the two things that others wait for in the log (etcd's own words)."""
+    member_id = f"{engine.settings.member_id:x}"
+    log.info(
+        "published local member to cluster through raft",
+        extra={"local-member-id": member_id, "cluster-id": f"{engine.settings.cluster_id:x}"},
+    )
+    for url in config.listen_client_urls:
+        log.info("ready to serve client requests", extra={"local-member-id": member_id, "address": url})
