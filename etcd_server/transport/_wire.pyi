@@ -9,8 +9,12 @@ A reply to an `id` that is gone (cancelled, deadline passed, connection lost) is
 from typing import Any, Final
 
 # A connection is described by one tuple, made once for a connection and shared by its events:
-# (listener: str, peer: str "ip:port" or "" for a unix socket, common_name: str | None of the client certificate)
+# (listener: str, peer: str "ip:port" or "" for a unix socket,
+#  common_name: str | None of the client certificate)
 Connection = tuple[str, str, str | None]
+
+# The metadata of a call: those of `metadata_keys` that it has, name to value; None when it has none of them.
+Metadata = dict[str, str]
 
 # --- kinds of events --------------------------------------------------------------------------------------
 # (CALL, id, path, message, connection, metadata | None)  a whole unary or server-streaming gRPC request
@@ -22,9 +26,10 @@ MESSAGE: Final[int]
 # (HALF_CLOSE, id)                                         the client will send no more on it
 HALF_CLOSE: Final[int]
 # (CANCEL, id)    the call, stream or exchange is over before it was answered: reset, connection lost or
-#                 deadline passed (the wire has then already answered DEADLINE_EXCEEDED "context deadline exceeded")
+#                 deadline passed (the wire has then already answered DEADLINE_EXCEEDED "context deadline
+#                 exceeded")
 CANCEL: Final[int]
-# (HTTP, id, method, target, headers, body, connection)    a whole plain HTTP request, over HTTP/1.1 or HTTP/2;
+# (HTTP, id, method, target, headers, body, connection)    a whole plain HTTP request, over HTTP/1.1 or HTTP/2
 #                 target: path with query as sent; headers: list[tuple[str, str]], names in lower case
 HTTP: Final[int]
 # (PAUSED, id)    more than `stream_buffer_bytes` wait unsent on this stream: send it nothing more for now
@@ -51,7 +56,7 @@ CHUNK: Final[int]
 FINISH: Final[int]
 
 # --- how a gRPC method takes its request ------------------------------------------------------------------
-ONE: Final[int]   # one request message: the wire gathers it and emits CALL
+ONE: Final[int]  # one request message: the wire gathers it and emits CALL
 MANY: Final[int]  # a stream of request messages: OPEN, MESSAGE..., HALF_CLOSE
 
 class WireError(Exception):
@@ -92,8 +97,9 @@ class Wire:
     def post(self, obj: object) -> None:
         """Put a Python object into the inbox from any thread."""
     def statistics(self) -> dict[str, int]:
-        """Counters since the start: connections_total, connections_open, streams_open, bytes_received_total,
-        bytes_sent_total (gRPC messages), requests_refused_total, goaways_sent_total, inbox_events."""
+        """Counters since the start: connections_total, connections_open, streams_open (calls and exchanges not
+        answered yet), bytes_received_total (HTTP/2 bodies), bytes_sent_total (gRPC messages), goaways_sent_total,
+        requests_refused_total (answered with a failure by the wire itself), inbox_events."""
     def stop_accepting(self) -> None:
         """Close the listeners and send GOAWAY on each HTTP/2 connection; calls already open go on."""
     def close(self, grace_s: float) -> None:

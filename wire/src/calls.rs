@@ -14,36 +14,16 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use fnv::FnvHashMap;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
+use h2::{Reason, RecvStream};
+use http::header::HeaderMap;
 use http::request::Parts;
-use http::{Method as HttpMethod, Request, Response, StatusCode};
+use http::{Method, Request, StatusCode};
 
-use crate::event::{Command, Event, HttpRequest, Metadata, Origin, id_of};
+use crate::event::{Command, Event, Metadata, Origin, id_of};
 use crate::grpc::{self, Decoder, Encoding, Status, code};
 use crate::limits::{Gauge, Payload};
-use crate::settings::{Counters, Kind, Method, SharedRef};
-
-/// What a stream is for, and what of its request has been gathered.
-enum Role {
-    Grpc { method: Method, metadata: Metadata, decoder: Decoder, message: Option<Bytes>, gzip: bool },
-    Http { head: Option<Box<Parts>>, body: BytesMut, is_head: bool },
-}
-
-struct Stream {
-    role: Role,
-    respond: SendResponse<Payload>,
-    /// Present once the response's headers have been sent.
-    sending: Option<SendStream<Payload>>,
-    /// Absent once the whole request has been received.
-    receiving: Option<RecvStream>,
-    deadline: Option<Instant>,
-    gauge: Option<Arc<Gauge>>,
-    /// An event has been emitted, so the owner knows the stream.
-    announced: bool,
-    paused: bool,
-    held_bytes: usize,
-}
+use crate::settings::{Counters, Kind, SharedRef};
+use crate::stream::{Role, Stream, http_request, response};
 
 /// Whether a stream lives on.
 #[derive(PartialEq, Eq)]
@@ -148,6 +128,7 @@ impl Calls {
             // Nothing has been done for it: the client may safely try again.
             respond.send_reset(Reason::REFUSED_STREAM);
             self.refused();
+            self.stale = true;
             return;
         }
         let (parts, receiving) = request.into_parts();
@@ -173,7 +154,7 @@ impl Calls {
     ) -> Option<Stream> {
         let encoding = Encoding::of(&parts.headers);
         let gzip = encoding == Encoding::Gzip && grpc::accepts_gzip(&parts.headers);
-        if parts.method != HttpMethod::POST {
+        if parts.method != Method::POST {
             let text = format!(
                 "Received a HEADERS frame with :method {:?} which should be POST",
                 parts.method.as_str()
@@ -211,7 +192,7 @@ impl Calls {
     }
 
     fn open_http(parts: Parts, respond: SendResponse<Payload>) -> Stream {
-        let is_head = parts.method == HttpMethod::HEAD;
+        let is_head = parts.method == Method::HEAD;
         Stream::new(Role::Http { head: Some(Box::new(parts)), body: BytesMut::new(), is_head }, respond)
     }
 
@@ -406,7 +387,9 @@ impl Calls {
     }
 
     fn end_with(&mut self, number: u32, stream: &mut Stream, status: &Status) -> Life {
-        self.refused();
+        if status.code != code::DEADLINE_EXCEEDED {
+            self.refused();
+        }
         if matches!(stream.role, Role::Http { .. }) {
             stream.answer_http(StatusCode::SERVICE_UNAVAILABLE, HeaderMap::new(), Bytes::new(), &self.unsent);
         } else {
@@ -527,125 +510,4 @@ impl Calls {
         });
         self.watched = watched;
     }
-}
-
-impl Role {
-    fn held_bytes(&self) -> usize {
-        match self {
-            Role::Grpc { decoder, message, .. } => {
-                decoder.held_bytes() + message.as_ref().map_or(0, Bytes::len)
-            }
-            Role::Http { body, .. } => body.len(),
-        }
-    }
-}
-
-impl Stream {
-    fn new(role: Role, respond: SendResponse<Payload>) -> Self {
-        Stream {
-            role,
-            respond,
-            sending: None,
-            receiving: None,
-            deadline: None,
-            gauge: None,
-            announced: false,
-            paused: false,
-            held_bytes: 0,
-        }
-    }
-
-    /// The gauge of a stream that is sent more than one message.
-    fn gauge(&mut self, connection: &Arc<Gauge>) -> Arc<Gauge> {
-        self.gauge.get_or_insert_with(|| Gauge::child_of(connection)).clone()
-    }
-
-    /// True when the client, or `h2` for a fault of the client's, has reset the stream.
-    fn is_reset(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        match &mut self.sending {
-            Some(sending) => sending.poll_reset(&mut cx).is_ready(),
-            None => self.respond.poll_reset(&mut cx).is_ready(),
-        }
-    }
-
-    // What `h2` refuses below, it refuses because the stream has been reset: the next look at the stream tells.
-
-    fn begin(&mut self, response: Response<()>) {
-        if self.sending.is_none() {
-            self.sending = self.respond.send_response(response, false).ok();
-        }
-    }
-
-    fn send(&mut self, bytes: Bytes, gauge: &Arc<Gauge>, end: bool) {
-        if let Some(sending) = &mut self.sending {
-            let _ = sending.send_data(Payload::new(bytes, gauge), end);
-        }
-    }
-
-    fn finish(&mut self, trailers: Option<HeaderMap>) {
-        if let Some(sending) = &mut self.sending {
-            let _ = match trailers {
-                Some(trailers) => sending.send_trailers(trailers),
-                None => sending.send_data(Payload::new(Bytes::new(), &Arc::default()), true),
-            };
-        }
-    }
-
-    fn send_message(&mut self, message: Bytes, gauge: &Arc<Gauge>) {
-        let gzip = matches!(self.role, Role::Grpc { gzip: true, .. });
-        self.begin(response(StatusCode::OK, grpc::response_headers(gzip)));
-        let message = if gzip { grpc::compress(&message) } else { message };
-        self.send(message, gauge, false);
-    }
-
-    fn end_grpc(&mut self, status: &Status) {
-        if self.sending.is_some() {
-            let mut trailers = HeaderMap::with_capacity(2);
-            status.write(&mut trailers);
-            self.finish(Some(trailers));
-            return;
-        }
-        let mut headers = grpc::response_headers(false);
-        status.write(&mut headers);
-        if status.code == code::UNIMPLEMENTED {
-            headers.insert(grpc::GRPC_ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
-        }
-        let _ = self.respond.send_response(response(StatusCode::OK, headers), true);
-    }
-
-    fn answer_http(&mut self, status: StatusCode, mut headers: HeaderMap, body: Bytes, gauge: &Arc<Gauge>) {
-        if self.sending.is_some() {
-            // The head is out; a body that stops short must not look whole.
-            self.respond.send_reset(Reason::INTERNAL_ERROR);
-            return;
-        }
-        headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from(body.len()));
-        if body.is_empty() || matches!(self.role, Role::Http { is_head: true, .. }) {
-            let _ = self.respond.send_response(response(status, headers), true);
-        } else {
-            self.begin(response(status, headers));
-            self.send(body, gauge, true);
-        }
-    }
-}
-
-fn response(status: StatusCode, headers: HeaderMap) -> Response<()> {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
-}
-
-/// A request as the owner sees it; HTTP/2's `:authority` stands as `host`.
-pub fn http_request(parts: Parts, body: Bytes) -> HttpRequest {
-    let Parts { method, uri, mut headers, .. } = parts;
-    if let Some(authority) = uri.authority()
-        && !headers.contains_key(HOST)
-        && let Ok(value) = HeaderValue::from_str(authority.as_str())
-    {
-        headers.insert(HOST, value);
-    }
-    let target = uri.path_and_query().map_or_else(|| uri.to_string(), |target| target.as_str().to_owned());
-    HttpRequest { method: method.as_str().to_owned(), target, headers, body }
 }

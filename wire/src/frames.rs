@@ -40,6 +40,8 @@ pub struct FrameScanner {
     newest_stream: u32,
     /// The frame that is passing ends a block of headers.
     ends_headers: bool,
+    /// The stream that the frame that is passing is for, if it is to be told.
+    touches: Option<u32>,
     in_headers: bool,
     pub seen: Seen,
 }
@@ -52,6 +54,7 @@ impl Default for FrameScanner {
             skip: PREFACE.len(),
             newest_stream: 0,
             ends_headers: false,
+            touches: None,
             in_headers: false,
             seen: Seen::default(),
         }
@@ -66,7 +69,7 @@ impl FrameScanner {
                 let step = self.skip.min(bytes.len());
                 self.skip -= step;
                 bytes = &bytes[step..];
-                self.close_headers();
+                self.end_frame();
                 continue;
             }
             let step = (HEADER_BYTES - self.have).min(bytes.len());
@@ -76,7 +79,7 @@ impl FrameScanner {
             if self.have == HEADER_BYTES {
                 self.have = 0;
                 self.begin_frame();
-                self.close_headers();
+                self.end_frame();
             }
         }
     }
@@ -86,15 +89,23 @@ impl FrameScanner {
         self.in_headers
     }
 
-    /// True until the preface has passed.
+    /// The highest number of a stream that the client has opened.
     pub fn newest_stream(&self) -> u32 {
         self.newest_stream
     }
 
-    fn close_headers(&mut self) {
-        if self.skip == 0 && self.ends_headers {
-            self.ends_headers = false;
+    /// Once the last byte has passed, and not before, `h2` acts on a frame, and there is something to look at.
+    fn end_frame(&mut self) {
+        if self.skip > 0 {
+            return;
+        }
+        if std::mem::take(&mut self.ends_headers) {
             self.in_headers = false;
+        }
+        if let Some(stream) = self.touches.take()
+            && self.seen.streams.last() != Some(&stream)
+        {
+            self.seen.streams.push(stream);
         }
     }
 
@@ -109,19 +120,13 @@ impl FrameScanner {
                 if stream > self.newest_stream {
                     self.newest_stream = stream;
                 } else {
-                    self.touch(stream);
+                    self.touches = Some(stream);
                 }
             }
-            kind::DATA | kind::RST_STREAM => self.touch(stream),
-            kind::WINDOW_UPDATE if stream != 0 => self.touch(stream),
+            kind::DATA | kind::RST_STREAM => self.touches = Some(stream),
+            kind::WINDOW_UPDATE if stream != 0 => self.touches = Some(stream),
             kind::PING if flags & FLAG_ACK == 0 => self.seen.pings += 1,
             _ => {}
-        }
-    }
-
-    fn touch(&mut self, stream: u32) {
-        if self.seen.streams.last() != Some(&stream) {
-            self.seen.streams.push(stream);
         }
     }
 }
@@ -194,6 +199,19 @@ mod tests {
             assert_eq!(scanner.seen, Seen { streams: vec![1, 3], pings: 1 }, "cut at {size}");
             assert!(!scanner.in_headers());
             assert_eq!(scanner.newest_stream(), 3);
+        }
+    }
+
+    #[test]
+    fn a_stream_is_told_when_its_frame_is_whole() {
+        let data = frame(kind::DATA, 1, 1, b"hello");
+        for cut in 0..data.len() {
+            let mut scanner = FrameScanner::default();
+            scanner.scan(PREFACE);
+            scanner.scan(&data[..cut]);
+            assert_eq!(scanner.seen.streams, [], "cut at {cut}");
+            scanner.scan(&data[cut..]);
+            assert_eq!(scanner.seen.streams, [1], "cut at {cut}");
         }
     }
 

@@ -349,17 +349,19 @@ mod tests {
     fn compression_that_cannot_be_undone_is_named() {
         let mut flagged = frame(b"hello").to_vec();
         flagged[0] = 1;
-        let text = |encoding| decode_all(&mut Decoder::new(encoding), &flagged, 99).unwrap_err();
+        let refusal =
+            |encoding, framed: &[u8]| decode_all(&mut Decoder::new(encoding), framed, 99).unwrap_err();
         assert_eq!(
-            text(Encoding::Identity).text,
+            refusal(Encoding::Identity, &flagged).text,
             "grpc: compressed flag set with identity or empty encoding"
         );
-        let other = text(Encoding::Other("snappy".into()));
+        let other = refusal(Encoding::Other("snappy".into()), &flagged);
         assert_eq!(other.code, code::UNIMPLEMENTED);
         assert_eq!(other.text, "grpc: Decompressor is not installed for grpc-encoding \"snappy\"");
-        assert!(text(Encoding::Gzip).text.starts_with("grpc: failed to decompress the received message"));
+        let gzip = refusal(Encoding::Gzip, &flagged);
+        assert!(gzip.text.starts_with("grpc: failed to decompress the received message"));
         flagged[0] = 2;
-        assert_eq!(text(Encoding::Gzip).text, "grpc: received unexpected payload format 2");
+        assert_eq!(refusal(Encoding::Gzip, &flagged).text, "grpc: received unexpected payload format 2");
     }
 
     #[test]

@@ -22,11 +22,11 @@ use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use tokio::time::Sleep;
 
-use crate::calls::http_request;
 use crate::event::{Command, Event, Origin, id_of};
 use crate::link::{Link, LinkEnd};
 use crate::registry::{Mailbox, Phase};
 use crate::settings::{Counters, SharedRef};
+use crate::stream::http_request;
 
 /// What the connection is waiting for, which decides how long it may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +95,6 @@ impl Board {
     /// Announces a whole request; None when the connection's numbers are used up.
     fn announce(self: &Arc<Self>, parts: http::request::Parts, body: Bytes) -> Option<Claim> {
         self.enter(Stage::Answer);
-        Counters::add(&self.shared.counters.bytes_received_total, 0);
         let mut state = self.lock();
         let number = state.last_number.checked_add(1).filter(|number| *number < 1 << 31)?;
         state.last_number = number;
@@ -293,12 +292,14 @@ async fn gather(mut incoming: Incoming, max_bytes: usize) -> Result<Bytes, Statu
     Ok(body.freeze())
 }
 
+type Hyper = Connection<TokioIo<LinkEnd>, Exchanges>;
+
 /// The future of a connection; it is ready when the connection is over.
 pub struct Http1 {
     link: Arc<Link>,
     mailbox: Arc<Mailbox>,
     board: Arc<Board>,
-    connection: Option<Pin<Box<Connection<TokioIo<LinkEnd>, Exchanges>>>>,
+    hyper: Option<Pin<Box<Hyper>>>,
     commands: Vec<(u32, Command)>,
     touched: Vec<u32>,
     draining: bool,
@@ -321,14 +322,14 @@ impl Http1 {
         let state =
             State { stage: Stage::Head, since: now, last_number: 0, exchange: None, events: Vec::new() };
         let board = Arc::new(Board { shared, origin, connection: number, state: Mutex::new(state) });
-        let connection = Builder::new()
+        let hyper = Builder::new()
             .max_header_size(max_header_bytes)
             .serve_connection(TokioIo::new(link.end()), Exchanges(Arc::clone(&board)));
         Http1 {
             link,
             mailbox,
             board,
-            connection: Some(Box::pin(connection)),
+            hyper: Some(Box::pin(hyper)),
             commands: Vec::new(),
             touched: Vec::new(),
             draining: false,
@@ -339,18 +340,18 @@ impl Http1 {
 
     fn work(&mut self, cx: &mut Context<'_>, waker: &Waker) -> Poll<()> {
         let phase = self.mailbox.collect(waker, &mut self.commands);
-        let Some(connection) = &mut self.connection else { return Poll::Ready(()) };
+        let Some(hyper) = &mut self.hyper else { return Poll::Ready(()) };
         if phase == Phase::Ending {
             return Poll::Ready(());
         }
         if phase == Phase::Draining && !self.draining {
             self.draining = true;
-            connection.as_mut().graceful_shutdown();
+            hyper.as_mut().graceful_shutdown();
         }
         for (number, command) in self.commands.drain(..) {
             self.board.apply(number, command);
         }
-        let over = connection.as_mut().poll(cx).is_ready();
+        let over = hyper.as_mut().poll(cx).is_ready();
         let received = self.link.look(&mut self.touched).received;
         let mut state = self.board.lock();
         if received && matches!(state.stage, Stage::Idle | Stage::Body) {
@@ -407,7 +408,7 @@ impl Future for Http1 {
 impl Drop for Http1 {
     fn drop(&mut self) {
         // The claim of an open exchange leaves its CANCEL on the board.
-        self.connection = None;
+        self.hyper = None;
         self.board.shared.inbox.push_all(&mut self.board.lock().events);
     }
 }

@@ -23,7 +23,7 @@ use crate::registry::{Mailbox, Phase};
 use crate::settings::{Counters, SharedRef};
 
 enum Stage {
-    Handshaking(Handshake<LinkEnd, Payload>),
+    Handshaking(Box<Handshake<LinkEnd, Payload>>),
     Open(Box<Connection<LinkEnd, Payload>>),
 }
 
@@ -62,13 +62,15 @@ impl Http2 {
             .initial_connection_window_size(settings.connection_window_bytes())
             .max_concurrent_streams(settings.max_concurrent_streams)
             .max_header_list_size(settings.max_header_bytes)
+            // More of them in one read is an attack; fewer is a client whose calls timed out while we were busy.
+            .max_pending_accept_reset_streams(256)
             .handshake(link.end());
         let now = Instant::now();
         let timer_at = now + settings.header_timeout;
         Http2 {
             ping_policy: PingPolicy::new(settings.keepalive_min_time),
             calls: Calls::new(Arc::clone(&shared), origin, number),
-            stage: Stage::Handshaking(handshake),
+            stage: Stage::Handshaking(Box::new(handshake)),
             commands: Vec::new(),
             touched: Vec::new(),
             draining: false,

@@ -3,8 +3,12 @@
 //! The crate knows nothing of etcd: it parses no protobuf and holds no key. Requests leave it in batches through
 //! [`inbox::Inbox`], answers enter it in batches through [`registry::Registry`]. Its threads never take the
 //! Python interpreter lock: Rust events become Python objects inside `Wire.poll`, under the lock its caller holds.
-//! The module `python` is the only one that knows Python; unit tests are compiled without it.
+//! The module `python` is the only one that knows Python; unit tests are compiled without it, so that they need no
+//! interpreter to link with, and what only it uses looks dead to them.
 
+#![cfg_attr(test, allow(dead_code))]
+
+mod authority;
 mod calls;
 mod event;
 mod frames;
@@ -19,3 +23,4 @@ mod listener;
 mod python;
 mod registry;
 mod settings;
+mod stream;

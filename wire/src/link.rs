@@ -15,6 +15,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::authority::AuthorityFilter;
 use crate::frames::{FrameScanner, Seen};
 use crate::settings::SharedRef;
 
@@ -60,10 +61,14 @@ struct State {
     /// Bytes read while the protocol was being recognised.
     first: Bytes,
     scanner: Option<FrameScanner>,
+    /// For HTTP/2 on a unix socket.
+    filter: Option<AuthorityFilter>,
     out: BytesMut,
     /// The library wanted to write and could not: it may be within a frame.
     refused_write: bool,
     received: bool,
+    /// Bytes handed to the library since the task was last woken.
+    turn_bytes: usize,
     failed: bool,
 }
 
@@ -87,19 +92,24 @@ pub struct Look {
 impl Link {
     /// Unsent bytes above which the library has to wait.
     const MAX_OUT_BYTES: usize = 262_144;
+    /// Bytes read in one turn of the task.
+    const MAX_TURN_BYTES: usize = 262_144;
     /// A larger buffer is given back once it is empty.
     const KEPT_OUT_BYTES: usize = 16_384;
 
     /// A link over `socket`, from which `first` has been read already. Only HTTP/2 is scanned and gathered.
     pub fn new(shared: SharedRef, socket: Socket, first: Bytes, http2: bool) -> Arc<Link> {
+        let filter = (http2 && matches!(socket, Socket::Unix(_))).then(AuthorityFilter::default);
         let state = State {
             socket,
             waker: Waker::noop().clone(),
             first,
             scanner: http2.then(FrameScanner::default),
+            filter,
             out: BytesMut::new(),
             refused_write: false,
             received: false,
+            turn_bytes: 0,
             failed: false,
         };
         Arc::new(Link { shared, state: Mutex::new(state) })
@@ -114,9 +124,10 @@ impl Link {
         LinkEnd(Arc::clone(self))
     }
 
-    /// Whom the socket wakes from now on.
+    /// Whom the socket wakes from now on: the task's turn begins.
     pub fn wake_with(&self, waker: &Waker) {
         let mut state = self.lock();
+        state.turn_bytes = 0;
         if !state.waker.will_wake(waker) {
             state.waker = waker.clone();
         }
@@ -126,13 +137,18 @@ impl Link {
     pub fn look(&self, streams: &mut Vec<u32>) -> Look {
         let mut state = self.lock();
         let received = std::mem::take(&mut state.received);
+        let state = &mut *state;
         let Some(scanner) = &mut state.scanner else {
             return Look { seen: Seen::default(), in_headers: false, received };
         };
         std::mem::swap(&mut scanner.seen.streams, streams);
         let pings = std::mem::take(&mut scanner.seen.pings);
-        let in_headers = scanner.in_headers();
-        Look { seen: Seen { streams: Vec::new(), pings }, in_headers, received }
+        let held_back = state.filter.as_ref().is_some_and(AuthorityFilter::holds_back);
+        Look {
+            seen: Seen { streams: Vec::new(), pings },
+            in_headers: scanner.in_headers() || held_back,
+            received,
+        }
     }
 
     /// Writes what has been gathered. True when the library had to wait and now need not: drive it again.
@@ -153,23 +169,28 @@ impl Link {
         true
     }
 
-    /// Flushes, closes the sending side, and reads on until the peer has closed too: bytes left unread would make
-    /// the kernel reset the connection, and what was sent last might be lost. The caller bounds the time.
-    pub fn poll_linger(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Writes what is left and closes the sending side.
+    pub fn poll_finish(&self, cx: &Context<'_>) -> Poll<()> {
         self.wake_with(cx.waker());
         let mut state = self.lock();
         if state.poll_out().is_pending() {
             return Poll::Pending;
         }
-        let waker = state.waker.clone();
-        let mut cx = Context::from_waker(&waker);
-        if Pin::new(&mut state.socket).poll_shutdown(&mut cx).is_pending() {
-            return Poll::Pending;
-        }
+        let State { socket, waker, .. } = &mut *state;
+        Pin::new(socket).poll_shutdown(&mut Context::from_waker(waker)).map(|_| ())
+    }
+
+    /// Reads on until the peer has closed too: bytes left unread would make the kernel reset the connection, and
+    /// what was sent last might be lost with it.
+    pub fn poll_linger(&self, cx: &Context<'_>) -> Poll<()> {
+        self.wake_with(cx.waker());
+        let mut state = self.lock();
+        let State { socket, waker, .. } = &mut *state;
+        let mut cx = Context::from_waker(waker);
         let mut waste = [0; 4096];
         loop {
             let mut buf = ReadBuf::new(&mut waste);
-            match Pin::new(&mut state.socket).poll_read(&mut cx, &mut buf) {
+            match Pin::new(&mut *socket).poll_read(&mut cx, &mut buf) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
                 Poll::Ready(_) => return Poll::Ready(()),
@@ -179,6 +200,32 @@ impl Link {
 }
 
 impl State {
+    fn read(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let count = self.first.len().min(buf.remaining());
+            buf.put_slice(&self.first.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.socket).poll_read(&mut Context::from_waker(&self.waker), buf)
+    }
+
+    fn read_filtered(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut chunk = [0; 8192];
+        loop {
+            if let Some(filter) = self.filter.as_mut().filter(|filter| filter.is_ready()) {
+                filter.take(buf.remaining(), |bytes| buf.put_slice(bytes));
+                return Poll::Ready(Ok(()));
+            }
+            let mut chunk = ReadBuf::new(&mut chunk);
+            std::task::ready!(self.read(&mut chunk))?;
+            match &mut self.filter {
+                Some(filter) if !chunk.filled().is_empty() => filter.put(chunk.filled()),
+                // The end: what was held back stays unseen, and the connection ends within a frame.
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
     fn poll_out(&mut self) -> Poll<io::Result<()>> {
         let mut cx = Context::from_waker(&self.waker);
         while !self.out.is_empty() {
@@ -206,20 +253,20 @@ impl AsyncRead for LinkEnd {
             return Poll::Pending;
         }
         let mut state = self.0.lock();
-        let State { socket, waker, first, scanner, received, .. } = &mut *state;
-        let before = buf.filled().len();
-        if first.is_empty() {
-            let mut cx = Context::from_waker(waker);
-            match Pin::new(socket).poll_read(&mut cx, buf) {
-                Poll::Ready(Ok(())) => {}
-                other => return other,
-            }
-        } else {
-            let count = first.len().min(buf.remaining());
-            buf.put_slice(&first.split_to(count));
+        if state.turn_bytes >= Link::MAX_TURN_BYTES {
+            // Let what has come be published, and others have their turn.
+            state.waker.wake_by_ref();
+            return Poll::Pending;
         }
-        *received = true;
-        if let Some(scanner) = scanner {
+        let before = buf.filled().len();
+        if state.filter.is_none() {
+            std::task::ready!(state.read(buf))?;
+        } else {
+            std::task::ready!(state.read_filtered(buf))?;
+        }
+        state.received = true;
+        state.turn_bytes += buf.filled().len() - before;
+        if let Some(scanner) = &mut state.scanner {
             scanner.scan(&buf.filled()[before..]);
         }
         Poll::Ready(Ok(()))
@@ -255,7 +302,7 @@ impl AsyncWrite for LinkEnd {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.0.lock();
-        if let Poll::Pending = state.poll_out()? {
+        if state.poll_out()?.is_pending() {
             return Poll::Pending;
         }
         let State { socket, waker, .. } = &mut *state;

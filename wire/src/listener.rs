@@ -1,11 +1,11 @@
 //! Addresses, listening sockets, and the first bytes of a connection.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener, ToSocketAddrs};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -19,7 +19,6 @@ use crate::frames::{Protocol, protocol_of};
 use crate::http1::Http1;
 use crate::http2::Http2;
 use crate::link::{Link, Socket};
-use crate::registry::Phase;
 use crate::settings::{Counters, SharedRef};
 
 const BACKLOG: u32 = 4096;
@@ -165,10 +164,14 @@ async fn serve(shared: SharedRef, mut socket: Socket, listener: Arc<str>, peer: 
         } else {
             Http1::new(Arc::clone(&shared), Arc::clone(&link), origin, number, mailbox).await;
         }
-        let lingering = std::future::poll_fn(|cx| link.poll_linger(cx));
-        // A peer that does not end its side is not waited for longer.
-        let _ = tokio::time::timeout(LINGER, pin!(lingering)).await;
+        // A peer that neither reads nor ends its side is not waited for longer.
+        let finishing = poll_fn(|cx| link.poll_finish(cx));
+        let finished = tokio::time::timeout(LINGER, finishing).await;
         drop(entry);
+        if finished.is_ok() {
+            let lingering = poll_fn(|cx| link.poll_linger(cx));
+            let _ = tokio::time::timeout(LINGER, lingering).await;
+        }
     }
     drop(visit);
 }
@@ -208,11 +211,6 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.shared.registry.leave(self.number);
     }
-}
-
-/// Tells every connection to take nothing new.
-pub fn drain(shared: &SharedRef) {
-    shared.registry.advance(Phase::Draining);
 }
 
 #[cfg(test)]

@@ -15,16 +15,21 @@ use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 use tokio::runtime::Runtime;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use crate::event::{Command, Event, Metadata, Object, Origin};
 use crate::grpc;
 use crate::inbox::Inbox;
-use crate::listener::{Address, Listener, drain};
+use crate::listener::{Address, Listener};
 use crate::registry::{Phase, Registry};
 use crate::settings::{Counters, Kind, Methods, Settings, Shared, SharedRef};
 
-create_exception!(_wire, WireError, PyException, "A listener could not be opened or a setting is wrong.");
+create_exception!(
+    etcd_server.transport._wire,
+    WireError,
+    PyException,
+    "A listener could not be opened or a setting is wrong."
+);
 
 /// The numbers of `_wire.pyi`, by name.
 const CONSTANTS: [(&str, u8); 18] = [
@@ -77,7 +82,7 @@ struct Wire {
     paths: Vec<Py<PyString>>,
     keys: Vec<Py<PyString>>,
     runtime: Mutex<Option<Runtime>>,
-    listeners: Mutex<Vec<AbortHandle>>,
+    listeners: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[pymethods]
@@ -163,7 +168,7 @@ impl Wire {
             let (listener, bound) =
                 Listener::open(&address).map_err(|error| format!("cannot listen on {url}: {error}"))?;
             let task = runtime.spawn(listener.run(Arc::clone(&self.shared), Arc::from(name)));
-            self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(task.abort_handle());
+            self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(task);
             Ok(bound)
         })
         .map_err(|text: String| WireError::new_err(text))
@@ -171,6 +176,9 @@ impl Wire {
 
     fn poll<'py>(&self, py: Python<'py>, timeout_s: f64, max: usize) -> PyResult<Bound<'py, PyList>> {
         let timeout = seconds("timeout_s", timeout_s)?;
+        if max == 0 {
+            return Err(PyValueError::new_err("max is 0: expected a positive number"));
+        }
         let taken = py.detach(|| {
             let taken = self.shared.inbox.take(timeout, max);
             if taken.room_again {
@@ -185,12 +193,13 @@ impl Wire {
         Ok(list)
     }
 
-    fn send(&self, py: Python<'_>, replies: &Bound<'_, PyList>) -> PyResult<()> {
+    fn send(&self, replies: &Bound<'_, PyList>) -> PyResult<()> {
         let mut commands = Vec::with_capacity(replies.len());
         for reply in replies.iter() {
             commands.push(command(&reply)?);
         }
-        py.detach(|| self.shared.registry.dispatch(commands));
+        // Without letting go of the interpreter lock: taking it again would cost more than this does.
+        self.shared.registry.dispatch(commands);
         Ok(())
     }
 
@@ -213,17 +222,14 @@ impl Wire {
         Ok(dict)
     }
 
-    fn stop_accepting(&self) {
-        for task in self.listeners.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            task.abort();
-        }
-        drain(&self.shared);
+    fn stop_accepting(&self, py: Python<'_>) {
+        py.detach(|| self.drain());
     }
 
     fn close(&self, py: Python<'_>, grace_s: f64) -> PyResult<()> {
         let grace = seconds("grace_s", grace_s)?;
         py.detach(|| {
-            self.stop_accepting();
+            self.drain();
             let registry = &self.shared.registry;
             if !registry.wait_empty(grace) {
                 registry.advance(Phase::Ending);
@@ -241,6 +247,20 @@ impl Wire {
 impl Wire {
     /// How long connections and threads that were told to end may take.
     const ENDING: Duration = Duration::from_secs(2);
+
+    /// Closes the listeners, which is done when this returns, and tells all connections.
+    fn drain(&self) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(runtime) = &*runtime {
+            listeners.iter().for_each(JoinHandle::abort);
+            for listener in listeners {
+                // It ends as cancelled, which is what was asked for.
+                let _ = runtime.block_on(listener);
+            }
+        }
+        self.shared.registry.advance(Phase::Draining);
+    }
 
     fn event<'py>(&self, py: Python<'py>, event: Event) -> PyResult<Bound<'py, PyTuple>> {
         match event {
@@ -308,9 +328,11 @@ fn connection<'py>(py: Python<'py>, origin: &Origin) -> PyResult<Bound<'py, PyAn
     Ok(origin.object.get_or_init(|| tuple.unbind()).bind(py).clone())
 }
 
+const CENTURY_S: f64 = 3.2e9;
+
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     // A century is as good as any longer time, and adds to every clock without overflow.
-    Duration::try_from_secs_f64(value.min(3.2e9))
+    Duration::try_from_secs_f64(if value > CENTURY_S { CENTURY_S } else { value })
         .map_err(|_| WireError::new_err(format!("{name} is {value}: expected seconds, not negative")))
 }
 
