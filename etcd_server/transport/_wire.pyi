@@ -97,9 +97,10 @@ class Wire:
     def post(self, obj: object) -> None:
         """Put a Python object into the inbox from any thread."""
     def statistics(self) -> dict[str, int]:
-        """Counters since the start: connections_total, connections_open, streams_open (calls and exchanges not
-        answered yet), bytes_received_total (HTTP/2 bodies), bytes_sent_total (gRPC messages), goaways_sent_total,
-        requests_refused_total (answered with a failure by the wire itself), inbox_events."""
+        """Counters since the start: connections_total, connections_open, streams_open (calls and exchanges
+        not answered yet), bytes_received_total (HTTP/2 bodies), bytes_sent_total (gRPC messages),
+        goaways_sent_total, requests_refused_total (answered with a failure by the wire itself),
+        inbox_events."""
     def stop_accepting(self) -> None:
         """Close the listeners and send GOAWAY on each HTTP/2 connection; calls already open go on."""
     def close(self, grace_s: float) -> None:
