@@ -31,6 +31,8 @@ from etcd_server.storage.reserve import Reserve
 APPLICATION_ID = 0x65747073  # "etps"
 CACHE_SIZE_BYTES = 16 << 20
 SPILL_SIZE_BYTES = 32 << 20
+# What a burst has made of the journal beyond this is given back when the journal begins again.
+JOURNAL_LIMIT_BYTES = 64 << 20
 # Wanted on the device, beside what the cache holds, before a commit is tried.
 COMMIT_MARGIN_BYTES = 1 << 20
 
@@ -71,6 +73,7 @@ class StateDatabase:
         with translated(path):
             connection = connect(path, synchronous="NORMAL", cache_size_bytes=CACHE_SIZE_BYTES, vfs=vfs)
             try:
+                connection.pragma("journal_size_limit", JOURNAL_LIMIT_BYTES)
                 connection.pragma("cache_spill", SPILL_SIZE_BYTES // PAGE_SIZE_BYTES)
                 create_or_check(connection, path, schema, APPLICATION_ID, schema_version)
             except BaseException:

@@ -66,6 +66,8 @@ INSERT INTO state VALUES (0, 0, '0', 0, 0, 0);
 
 # The journal is this long from the beginning; a checkpoint is due when half of it is full.
 JOURNAL_SIZE_BYTES = 16 << 20
+# What a burst has made longer than this is given back when the journal begins again.
+_JOURNAL_LIMIT_BYTES = 4 * JOURNAL_SIZE_BYTES
 _CACHE_SIZE_BYTES = 1 << 20
 _LARGEST_SHARE = 8  # of the room on the device, for the journal: one in eight
 _ROWS_PER_CUT = 128
@@ -129,6 +131,7 @@ class RaftLog:
                 append = connect(path, synchronous="FULL", cache_size_bytes=_CACHE_SIZE_BYTES, vfs=vfs)
                 connections.append(append)
                 _keep_journal(append)
+                append.pragma("journal_size_limit", _JOURNAL_LIMIT_BYTES)
                 create_or_check(append, path, SCHEMA, APPLICATION_ID, SCHEMA_VERSION)
                 _allocate_journal(append, journal_size_bytes)
                 hard_state, extent = load(append, path)
@@ -300,7 +303,8 @@ class RaftLog:
     def close(self) -> None:
         """Close the file, when no other thread uses it any more. Raises StorageError."""
         with translated(self.path), contextlib.ExitStack() as stack:
-            for connection in (self._append_connection, self._maintenance_connection, self._read_connection):
+            # The last to close settles the journal; the one that appends would shorten it to nothing.
+            for connection in (self._maintenance_connection, self._read_connection, self._append_connection):
                 stack.callback(connection.close)
 
     def _write(self, hard_state: HardState | None, entries: Sequence[Entry], before: Extent) -> None:

@@ -10,21 +10,23 @@ says it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import apsw
 from google.protobuf.message import DecodeError
 
 from etcd_server.api.proto import kv_pb2
-from etcd_server.raft.messages import EntryKind, HardState
+from etcd_server.raft.messages import EntryKind
 from etcd_server.storage import database, raftlog
 from etcd_server.storage.datadir import DataDirectory
 from etcd_server.storage.errors import StorageError, translated
 from etcd_server.storage.extent import Extent
 from etcd_server.storage.files import abandon, check_format
 from etcd_server.storage.schema import STATE_SCHEMA_VERSION, last_of, main_revision
+
+Found = TypeVar("Found")
 
 _MOST_OF_A_KIND = 10
 _ENTRIES = 'SELECT "index", term, kind, checksum, data FROM entries WHERE "index" > ? ORDER BY "index"'
@@ -80,8 +82,6 @@ def verify(data_dir: str | os.PathLike[str]) -> Report:
     """Check a data directory that no server uses. Raises DirectoryInUse, UnknownFormat, DiskFailed."""
     directory = DataDirectory.open_offline(data_dir)
     try:
-        if not os.path.exists(directory.raft_log_path) and not os.path.exists(directory.state_path):
-            return Report([f"{directory.path}: nothing has been stored here yet"])
         return verify_files(directory.raft_log_path, directory.state_path)
     finally:
         directory.close()
@@ -90,39 +90,39 @@ def verify(data_dir: str | os.PathLike[str]) -> Report:
 def verify_files(raft_log_path: str, state_path: str, *, vfs: str | None = None) -> Report:
     """Check the two files of a member; `vfs`: name of SQLite's VFS to use."""
     report = Report()
-    extent: Extent | None = None
-    with _reading(report, raft_log_path, vfs) as connection:
-        if connection is not None:
-            check_format(connection, raft_log_path, raftlog.APPLICATION_ID, raftlog.SCHEMA_VERSION)
-            if _check_integrity(report, connection, raft_log_path):
-                hard_state, extent = raftlog.load(connection, raft_log_path)
-                _check_log(report, connection, raft_log_path, hard_state, extent)
-    with _reading(report, state_path, vfs) as connection:
-        if connection is not None:
-            check_format(connection, state_path, database.APPLICATION_ID, STATE_SCHEMA_VERSION)
-            if _check_integrity(report, connection, state_path):
-                _State(report, connection, os.path.basename(state_path)).check(extent)
+    extent = _read(report, raft_log_path, vfs, lambda log: _check_log(report, log, raft_log_path))
+    _read(report, state_path, vfs, lambda state: _check_state(report, state, state_path, extent))
     return report
 
 
-@contextmanager
-def _reading(report: Report, path: str, vfs: str | None) -> Iterator[apsw.Connection | None]:
-    """A read-only connection, None when it cannot be had; what goes wrong with it becomes a problem."""
+def _read(
+    report: Report, path: str, vfs: str | None, check: Callable[[apsw.Connection | None], Found]
+) -> Found | None:
+    """`check` with a read-only connection, or None for a file that holds nothing; an error becomes a problem.
+
+    A file may hold nothing, or not be there, when its creation was cut short: the next start makes it.
+    """
     connection = None
     try:
-        try:
-            with translated(path):
+        with translated(path):
+            # A rollback journal is there only until a new file has become a WAL file.
+            if os.path.exists(path) and not os.path.exists(f"{path}-journal"):
                 connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs)
-        except StorageError as error:
-            report.problems.append(str(error))
-        try:
-            with translated(path):
-                yield connection
-        except StorageError as error:
-            report.problems.append(str(error))
+                if _holds_anything(connection):
+                    return check(connection)
+            report.facts.append(f"{os.path.basename(path)}: holds nothing")
+            return check(None)
+    except StorageError as error:
+        report.problems.append(str(error))
+        return None
     finally:
         if connection is not None:
             abandon(connection)
+
+
+def _holds_anything(connection: apsw.Connection) -> bool:
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
+    return bool(tables or connection.pragma("application_id"))
 
 
 def _check_integrity(report: Report, connection: apsw.Connection, path: str) -> bool:
@@ -134,9 +134,14 @@ def _check_integrity(report: Report, connection: apsw.Connection, path: str) -> 
     return False
 
 
-def _check_log(
-    report: Report, connection: apsw.Connection, path: str, hard_state: HardState, extent: Extent
-) -> None:
+def _check_log(report: Report, connection: apsw.Connection | None, path: str) -> Extent | None:
+    """What the log holds; None when that cannot be said."""
+    if connection is None:
+        return Extent(0, ((0, 0),))
+    check_format(connection, path, raftlog.APPLICATION_ID, raftlog.SCHEMA_VERSION)
+    if not _check_integrity(report, connection, path):
+        return None
+    hard_state, extent = raftlog.load(connection, path)
     name = os.path.basename(path)
     complain = _Complaints(report, name)
     expected, term_before = extent.start_index + 1, extent.term(extent.start_index)
@@ -155,6 +160,20 @@ def _check_log(
         f"{name}: {extent.last_index - extent.start_index} {extent}, term {hard_state.term}, "
         f"committed {hard_state.commit}"
     )
+    return extent
+
+
+def _check_state(
+    report: Report, connection: apsw.Connection | None, path: str, extent: Extent | None
+) -> None:
+    """`extent`: what the log holds, None when that is not known."""
+    name = os.path.basename(path)
+    if connection is not None:
+        check_format(connection, path, database.APPLICATION_ID, STATE_SCHEMA_VERSION)
+        if _check_integrity(report, connection, path):
+            _State(report, connection, name).check(extent)
+    elif extent is not None and extent.start_index > 0:
+        report.problems.append(f"{name}: holds nothing, and the log ({extent}) does not begin at 1")
 
 
 class _Complaints:

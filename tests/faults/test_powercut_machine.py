@@ -174,8 +174,6 @@ def live(seed: int, folder: Path) -> SimulatedDisk:
                     world.step(member)
             disk.cut_power()
             disk.restart()
-            with ExitStack() as stack:
-                Member.open(disk, stack)
             report = verify_files(disk.path("raft.db"), disk.path("state.db"), vfs=disk.vfs_name)
             assert report.is_sound, report.lines()
             with ExitStack() as stack:
