@@ -10,6 +10,7 @@ from etcd_server.raft.confchange import ChangeKind, ConfChange
 from etcd_server.raft.errors import Dropped, LogGap, ProposalDropped, ReadDropped, WrongRecipient
 from etcd_server.raft.messages import (
     AppendRequest,
+    Entry,
     EntryKind,
     ForwardRead,
     ForwardReadResponse,
@@ -24,7 +25,7 @@ from etcd_server.raft.messages import (
 )
 from etcd_server.raft.node import HANDLERS, TERMLESS, Node
 from etcd_server.raft.state import Config, Role
-from tests.golden.raft.lab import Member, MemoryLog
+from tests.golden.raft.lab import Member, MemoryLog, encode_change
 
 
 def single() -> Member:
@@ -258,3 +259,18 @@ def test_a_response_for_a_member_that_was_removed_meanwhile_is_ignored() -> None
     member.node.apply_conf_change(ConfChange(ChangeKind.REMOVE, 2))
     member.node.step(HeartbeatResponse(1, 2, 1))
     assert member.node.status.peers == ()
+
+
+def test_a_member_may_learn_from_its_log_that_it_is_a_voter() -> None:
+    """A new cluster begins with a log that says who its members are, and with nothing applied."""
+    member = Member(Config(member_id=1, voters=()), random.Random(1))
+    change = Entry(1, 1, EntryKind.CONF_CHANGE, encode_change(ConfChange(ChangeKind.ADD_VOTER, 1)))
+    member.log.save(Ready(1, hard_state=HardState(1, 0, 1), entries=[change]))
+    member.start()
+    member.node.tick()
+    settle(member)
+    assert member.node.status.role is Role.FOLLOWER
+    member.node.tick()
+    settle(member)
+    status = member.node.status
+    assert (status.role, status.term, status.commit_index) == (Role.LEADER, 2, 2)
