@@ -14,6 +14,8 @@ Source: etcd api/etcdserverpb/rpc.proto (RangeRequest), server/etcdserver/txn (m
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from typing import NamedTuple
 
 FROM_KEY = b"\0"
@@ -46,6 +48,56 @@ class Interval(NamedTuple):
     @property
     def is_empty(self) -> bool:
         return self.high is not None and self.high <= self.low
+
+
+class IntervalSet:
+    """Keys, as the union of intervals: disjoint ones in their order. Looking up costs a binary search."""
+
+    def __init__(self) -> None:
+        self._lows: list[bytes] = []
+        self._highs: list[bytes | None] = []
+
+    def __len__(self) -> int:
+        return len(self._lows)
+
+    def __contains__(self, key: bytes) -> bool:
+        at = bisect_right(self._lows, key) - 1
+        if at < 0:
+            return False
+        high = self._highs[at]
+        return high is None or key < high
+
+    def __iter__(self) -> Iterator[Interval]:
+        return map(Interval, self._lows, self._highs)
+
+    def add(self, span: Interval) -> None:
+        """Take in the keys of an interval; those that it overlaps or touches become one with it."""
+        if span.is_empty:
+            return
+        low, high = span
+        first = bisect_left(self._lows, low)
+        if first and _reaches(self._highs[first - 1], low):
+            first -= 1
+            low = self._lows[first]
+        last = first
+        while last < len(self._lows) and _reaches(high, self._lows[last]):
+            if high is not None and _reaches(self._highs[last], high):
+                high = self._highs[last]
+            last += 1
+        self._lows[first:last] = [low]
+        self._highs[first:last] = [high]
+
+    def union(self, other: IntervalSet) -> IntervalSet:
+        """The keys of both, gathered in the larger one; neither of the two may be used any more."""
+        larger, smaller = (self, other) if len(self) >= len(other) else (other, self)
+        for span in smaller:
+            larger.add(span)
+        return larger
+
+
+def _reaches(high: bytes | None, key: bytes) -> bool:
+    """Whether an interval that ends with `high` leaves no gap before `key`."""
+    return high is None or high >= key
 
 
 def single(key: bytes) -> Interval:

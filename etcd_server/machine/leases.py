@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from etcd_server.api import errors
 from etcd_server.machine.mvcc import Store
+from etcd_server.storage.schema import MAX_CHANGES_PER_REVISION
 from etcd_server.storage.tables import FactTables
 
 MAX_TTL_S = 9_000_000_000
@@ -52,11 +53,17 @@ class Leases:
         self._changes.append((lease_id, ttl_s))
 
     def revoke(self, lease_id: int) -> None:
-        """Remove a lease and delete its keys in their order, all at one revision. Raises LeaseNotFound."""
+        """Remove a lease and delete its keys in their order, all at one revision.
+
+        Raises LeaseNotFound, and TooManyOperations when they do not fit into one revision.
+        """
         if not self.exists(lease_id):
             raise errors.LeaseNotFound
+        keys = self.keys(lease_id)
+        if len(keys) > MAX_CHANGES_PER_REVISION:
+            raise errors.TooManyOperations
         write = self._store.write()
-        write.delete_keys(self.keys(lease_id))
+        write.delete_keys(keys)
         write.finish()
         self._facts.delete_lease(lease_id)
         self._changes.append((lease_id, None))

@@ -43,7 +43,7 @@ from etcd_server.storage.schema import (
     main_revision,
     pack,
 )
-from etcd_server.storage.tables import CurrentRow, KeyTables, Order, RevisionRow, Selection
+from etcd_server.storage.tables import Column, CurrentRow, KeyTables, RevisionRow, Selection
 
 Outcome = tuple[int, bytes] | errors.EtcdError
 """Of one command: the revision for the answer's header and the answer's other fields, serialised; or the
@@ -65,11 +65,11 @@ HistoryRow = tuple[int, bool, bytes, bytes, int]
 
 
 _ORDERS = {
-    rpc_pb2.RangeRequest.KEY: Order.KEY,
-    rpc_pb2.RangeRequest.VERSION: Order.VERSION,
-    rpc_pb2.RangeRequest.CREATE: Order.CREATE,
-    rpc_pb2.RangeRequest.MOD: Order.MOD,
-    rpc_pb2.RangeRequest.VALUE: Order.VALUE,
+    rpc_pb2.RangeRequest.KEY: Column.KEY,
+    rpc_pb2.RangeRequest.VERSION: Column.VERSION,
+    rpc_pb2.RangeRequest.CREATE: Column.CREATE,
+    rpc_pb2.RangeRequest.MOD: Column.MOD,
+    rpc_pb2.RangeRequest.VALUE: Column.VALUE,
 }
 
 _MAX_LIMIT = (1 << 63) - 2
@@ -107,9 +107,7 @@ def key_of(kv: bytes) -> bytes:
 
 
 class Store:
-    """The key space. `revision` is the main revision of the last change; a new store is at 1, as etcd's
-    is.
-    """
+    """The key space. `revision` is the main revision of the last change; a new store is at 1, as in etcd."""
 
     def __init__(self, tables: KeyTables, revision: int, compacted_revision: int) -> None:
         self.tables = tables
@@ -123,14 +121,13 @@ class Store:
     def put_all(
         self, puts: Sequence[rpc_pb2.PutRequest], lease_exists: Callable[[int], bool]
     ) -> list[Outcome]:
-        """Apply puts without options, each at a revision of its own, with one statement for all rows of a
-        table.
+        """Apply puts without options, each at a revision of its own; each table is written by one statement.
 
         The hot path of the server. A key that is written twice in the run is found in `pending`, since its
         first row is not in the table yet.
         """
         tables = self.tables
-        find, statement = tables.find_current, tables.CURRENT
+        current = tables.current
         outcomes: list[Outcome] = []
         revisions: list[RevisionRow] = []
         inserted: list[tuple[bytes, int, int, int, int]] = []
@@ -147,7 +144,7 @@ class Store:
             main += 1
             packed = main << SUB_REVISION_BITS
             mod = varint(main)
-            row: CurrentRow | None = pending.get(key) or find(statement, (key,)).get
+            row = pending.get(key) or current(key)
             if row is None:
                 previous, create, version = 0, main, 1
                 kv = b"\x0a" + varint(len(key)) + key + b"\x10" + mod + b"\x18" + mod + b"\x20\x01"
@@ -199,20 +196,19 @@ class Store:
             or _has_filters(request)
         ):
             # One key, as it is now: the hot path of a get. Limit and order mean nothing for it.
-            kv: bytes | None = self.tables.find_latest(self.tables.LATEST, (key,)).get
+            kv = self.tables.latest(key)
             if kv is None:
                 return b""
             return b"\x12" + varint(len(kv)) + kv + _COUNT_ONE
         current = self.revision if revision is None else revision
-        at: int | None = request.revision
-        assert at is not None
-        if at > current:
+        wanted = request.revision
+        if wanted > current:
             raise errors.FutureRevision
-        if at <= 0 or at == current:
-            at = None
-        if (current if at is None else at) < self.compacted_revision:
+        if wanted <= 0:
+            wanted = current
+        if wanted < self.compacted_revision:
             raise errors.Compacted
-        return self._range(interval(key, request.range_end), at, request)
+        return self._range(interval(key, request.range_end), None if wanted == current else wanted, request)
 
     def _range(self, span: Interval, at: int | None, request: rpc_pb2.RangeRequest) -> bytes:
         tables, (low, high) = self.tables, span
@@ -221,7 +217,7 @@ class Store:
         limit = request.limit if request.limit > 0 else 0
         filtered = _has_filters(request)
         order, sort_order = _ORDERS[request.sort_target], request.sort_order
-        ordered = order is not Order.KEY or sort_order == rpc_pb2.RangeRequest.DESCEND
+        ordered = order is not Column.KEY or sort_order == rpc_pb2.RangeRequest.DESCEND
         if at is None and not (limit or filtered or ordered or request.keys_only):
             kvs = tables.range(low, high)
             return repeated_field(2, kvs) + integer_field(4, len(kvs))
@@ -290,8 +286,7 @@ class Store:
 
 
 class Write:
-    """The changes of one request, all at one main revision; they are in the tables at once, visible to its
-    reads.
+    """The changes of one request, all at one main revision, visible to its own reads at once.
 
     `finish` must be called when no more changes come. Only one Write is open at a time.
     """

@@ -14,16 +14,17 @@ checkIntervals).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etcd_server.api import errors
 from etcd_server.api.encoding import integer_field, message_field, repeated_field
-from etcd_server.api.keys import Interval, interval
+from etcd_server.api.keys import Interval, IntervalSet, interval
 from etcd_server.api.proto import kv_pb2, rpc_pb2
 from etcd_server.machine.mvcc import Outcome, Store, Write
 from etcd_server.storage.schema import MAX_CHANGES_PER_REVISION, main_revision
-from etcd_server.storage.tables import CurrentRow, KeyTables
+from etcd_server.storage.tables import Column
 
 LeaseExists = Callable[[int], bool]
 
@@ -91,16 +92,16 @@ def _check_operations(request: rpc_pb2.TxnRequest, max_ops: int) -> None:
                     raise errors.KeyNotFound
 
 
-def _written(operations: Iterable[rpc_pb2.RequestOp]) -> tuple[set[bytes], list[Interval]]:
-    """The keys that a list of operations may put and the intervals it may delete. Raises DuplicateKey.
+def _written(operations: Iterable[rpc_pb2.RequestOp]) -> tuple[set[bytes], IntervalSet]:
+    """The keys that a list of operations may put and those it may delete. Raises DuplicateKey.
 
     The two branches of a nested txn exclude each other, so both may put the same key. As in etcd, the
     deletions of a nested txn are held against the nested txns behind it and against this list's own puts, and
     a deletion "from a key on" is held against no put (etcd takes its `range_end` "\\0" for a bound here; seen
-    in 3.4.23 and 3.5.1).
+    in 3.4.23 and 3.5.1). A request has room for 100,000 operations, so nothing here may compare each with
+    each.
     """
-    deletes: list[Interval] = []
-    puts: set[bytes] = set()
+    deletes = IntervalSet()
     own_puts: list[bytes] = []
     nested: list[rpc_pb2.TxnRequest] = []
     for operation in operations:
@@ -109,24 +110,33 @@ def _written(operations: Iterable[rpc_pb2.RequestOp]) -> tuple[set[bytes], list[
                 own_puts.append(operation.request_put.key)
             case "request_delete_range":
                 request = operation.request_delete_range
-                deletes.append(Interval(request.key, request.range_end or request.key + b"\0"))
+                deletes.add(Interval(request.key, request.range_end or request.key + b"\0"))
             case "request_txn":
                 nested.append(operation.request_txn)
-
-    def add(keys: Iterable[bytes], allowed: frozenset[bytes] = frozenset()) -> None:
-        for key in keys:
-            if (key in puts and key not in allowed) or any(span.contains(key) for span in deletes):
-                raise errors.DuplicateKey
-            puts.add(key)
-
+    puts: set[bytes] = set()
     for txn in nested:
         then_puts, then_deletes = _written(txn.success)
         else_puts, else_deletes = _written(txn.failure)
-        add(then_puts)
-        add(else_puts, allowed=frozenset(then_puts))
-        deletes += then_deletes + else_deletes
-    add(own_puts)
-    return puts, deletes
+        puts = _joined(puts, _union(then_puts, else_puts), deletes)
+        deletes = deletes.union(then_deletes).union(else_deletes)
+    own = set(own_puts)
+    if len(own) < len(own_puts):
+        raise errors.DuplicateKey
+    return _joined(puts, own, deletes), deletes
+
+
+def _joined(puts: set[bytes], more: set[bytes], deletes: IntervalSet) -> set[bytes]:
+    """Both sets of keys in one. Raises DuplicateKey when they meet, or `more` meets what is deleted."""
+    if not puts.isdisjoint(more) or (deletes and any(key in deletes for key in more)):
+        raise errors.DuplicateKey
+    return _union(puts, more)
+
+
+def _union(some: set[bytes], others: set[bytes]) -> set[bytes]:
+    """The larger set with the smaller taken in, so that deep nesting does not copy all keys at each level."""
+    larger, smaller = (some, others) if len(some) >= len(others) else (others, some)
+    larger |= smaller
+    return larger
 
 
 def contains_put(request: rpc_pb2.TxnRequest) -> bool:
@@ -142,61 +152,53 @@ def contains_put(request: rpc_pb2.TxnRequest) -> bool:
 # --- compares -------------------------------------------------------------------------------------
 
 
-_VERSION = rpc_pb2.Compare.VERSION
-_CREATE = rpc_pb2.Compare.CREATE
-_MOD = rpc_pb2.Compare.MOD
-_VALUE = rpc_pb2.Compare.VALUE
 _COLUMNS = {
-    _VERSION: "version",
-    _CREATE: "create_revision",
-    _MOD: "mod_revision",
-    rpc_pb2.Compare.LEASE: "lease",
+    rpc_pb2.Compare.VERSION: ("version", Column.VERSION),
+    rpc_pb2.Compare.CREATE: ("create_revision", Column.CREATE),
+    rpc_pb2.Compare.MOD: ("mod_revision", Column.MOD),
+    rpc_pb2.Compare.VALUE: ("value", Column.VALUE),
+    rpc_pb2.Compare.LEASE: ("lease", Column.LEASE),
 }
-_NO_ROW: CurrentRow = (0, 0, 0, 0)
-
-
-def _holds(result: rpc_pb2.Compare.CompareResult.ValueType, left: int | bytes, right: int | bytes) -> bool:
-    match result:
-        case rpc_pb2.Compare.EQUAL:
-            return left == right
-        case rpc_pb2.Compare.NOT_EQUAL:
-            return left != right
-        case rpc_pb2.Compare.GREATER:
-            return left > right  # type: ignore[operator]
-        case rpc_pb2.Compare.LESS:
-            return left < right  # type: ignore[operator]
-        case _:
-            return True  # An unknown result holds in etcd.
+_SIGNS: dict[int, tuple[str, Callable[[Any, Any], bool]]] = {
+    rpc_pb2.Compare.EQUAL: ("=", operator.eq),
+    rpc_pb2.Compare.NOT_EQUAL: ("<>", operator.ne),
+    rpc_pb2.Compare.GREATER: (">", operator.gt),
+    rpc_pb2.Compare.LESS: ("<", operator.lt),
+}
 
 
 def compare_holds(store: Store, compare: rpc_pb2.Compare) -> bool:
     """Whether every key of the compare's range has what it says.
 
     Without any key in the range, the version, revisions and lease are compared as 0, and a value never holds.
+    A target that is unknown counts as equal and a result that is unknown as holding, as in etcd.
     """
-    tables, result, target = store.tables, compare.result, compare.target
-    if target == _VALUE:
-        values = tables.values(*interval(compare.key, compare.range_end))
-        return bool(values) and all(_holds(result, value, compare.value) for value in values)
-    column = _COLUMNS.get(target)
+    name, column = _COLUMNS.get(compare.target, ("version", None))
+    sign, holds = _SIGNS.get(compare.result, ("", _always))
+    wanted = getattr(compare, name)
     if column is None:
-        return _holds(result, 0, 0)  # An unknown target compares as equal in etcd.
-    wanted: int = getattr(compare, column)
-    for packed, create, version, lease in _rows(tables, compare) or (_NO_ROW,):
-        if target == _MOD:
-            found = main_revision(packed)
-        else:
-            found = version if target == _VERSION else create if target == _CREATE else lease
-        if not _holds(result, found, wanted):
-            return False
+        return holds(0, 0)
+    if not compare.range_end and column is not Column.VALUE:
+        # One key: the hot path of locks and of compare-and-swap.
+        packed, create, version, lease = store.tables.current(compare.key) or (0, 0, 0, 0)
+        match column:
+            case Column.VERSION:
+                return holds(version, wanted)
+            case Column.CREATE:
+                return holds(create, wanted)
+            case Column.MOD:
+                return holds(main_revision(packed), wanted)
+            case _:
+                return holds(lease, wanted)
+    low, high = interval(compare.key, compare.range_end)
+    some, every = store.tables.compare(low, high, column, sign or "=", wanted)
+    if not some:
+        return column is not Column.VALUE and holds(0, wanted)
+    return every or not sign
+
+
+def _always(found: Any, wanted: Any) -> bool:
     return True
-
-
-def _rows(tables: KeyTables, compare: rpc_pb2.Compare) -> Sequence[CurrentRow]:
-    if compare.range_end:
-        return [row[1:] for row in tables.current_rows(*interval(compare.key, compare.range_end))]
-    row = tables.current(compare.key)
-    return () if row is None else (row,)
 
 
 # --- single requests ------------------------------------------------------------------------------

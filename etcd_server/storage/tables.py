@@ -53,12 +53,13 @@ _DELETE_CURRENT = "DELETE FROM current WHERE key = ?"
 _INSERT_HISTORY = "INSERT INTO history VALUES (?, ?, ?, ?, ?)"
 
 
-class Order(Enum):
-    """What a range is sorted by, as SQL; ties are in the order of keys."""
+class Column(Enum):
+    """What keys are sorted (not by lease, which has no history) or compared by, as SQL."""
 
     KEY = "c.key"
     VERSION = "c.version"
     CREATE = "c.create_revision"
+    LEASE = "c.lease"
     # The main revision: changes of one request tie.
     MOD = f"c.revision >> {SUB_REVISION_BITS}"
     # `substr` from behind the end gives the empty value.
@@ -73,6 +74,7 @@ class Selection:
     min_mod, max_mod, min_create, max_create: bounds of main revisions, inclusive; 0 is no bound.
     limit: greatest number of rows; 0 is no limit.
     keys_only: leave the values out.
+    order: ties are in the order of keys.
     limit_before_sort: take the first `limit` rows in the order of keys and sort those.
     """
 
@@ -81,7 +83,7 @@ class Selection:
     max_mod: int = 0
     min_create: int = 0
     max_create: int = 0
-    order: Order = Order.KEY
+    order: Column = Column.KEY
     descending: bool = False
     limit: int = 0
     keys_only: bool = False
@@ -101,7 +103,7 @@ def _select(
     open_ended: bool,
     at: bool,
     filters: tuple[str, ...],
-    order: Order,
+    order: Column,
     descending: bool,
     keys_only: bool,
     limit_before_sort: bool,
@@ -125,7 +127,7 @@ def _select(
     if at:
         halves += " UNION ALL " + half("history", ("c.revision <= :at", "c.superseded > :at"))
     direction = "DESC" if descending else "ASC"
-    if order is Order.KEY:
+    if order is Column.KEY:
         return f"{halves} ORDER BY key {direction} LIMIT :limit"
     if limit_before_sort:
         halves = f"SELECT * FROM ({halves} ORDER BY key LIMIT :limit)"
@@ -140,6 +142,16 @@ def _count(open_ended: bool, at: bool) -> str:
     return (
         f"SELECT (SELECT count(*) FROM current WHERE {bounds} AND revision <= :at)"
         f" + (SELECT count(*) FROM history WHERE {bounds} AND revision <= :at AND superseded > :at)"
+    )
+
+
+@cache
+def _compare(open_ended: bool, column: Column, sign: str) -> str:
+    bounds = "c.key >= :low" if open_ended else "c.key >= :low AND c.key < :high"
+    join = " CROSS JOIN revisions r ON r.revision = c.revision" if column is Column.VALUE else ""
+    return (
+        f"SELECT EXISTS (SELECT 1 FROM current c WHERE {bounds}),"
+        f" EXISTS (SELECT 1 FROM current c{join} WHERE {bounds} AND NOT {column.value} {sign} :wanted)"
     )
 
 
@@ -162,23 +174,20 @@ class KeyTables:
     def __init__(self, connection: apsw.Connection) -> None:
         self._execute: Execute = connection.cursor().execute
         self._executemany = connection.cursor().executemany
-        # Looked up once for each put and each get: the bound method of a cursor that nothing else uses.
-        self.find_current = connection.cursor().execute
-        self.find_latest = connection.cursor().execute
+        # Each hot statement has a cursor that nothing else uses.
+        self._find_current: Execute = connection.cursor().execute
+        self._find_latest: Execute = connection.cursor().execute
 
     # --- reading ----------------------------------------------------------------------------------
 
-    CURRENT = _CURRENT
-    LATEST = _LATEST
-
     def current(self, key: bytes) -> CurrentRow | None:
         """The live key's row."""
-        row: CurrentRow | None = self.find_current(_CURRENT, (key,)).get
+        row: CurrentRow | None = self._find_current(_CURRENT, (key,)).get
         return row
 
     def latest(self, key: bytes) -> bytes | None:
         """The live key's serialised key-value."""
-        kv: bytes | None = self.find_latest(_LATEST, (key,)).get
+        kv: bytes | None = self._find_latest(_LATEST, (key,)).get
         return kv
 
     def at(self, packed: int) -> bytes | None:
@@ -229,20 +238,16 @@ class KeyTables:
         ).fetchall()
         return rows
 
-    def values(self, low: bytes, high: bytes | None) -> list[bytes]:
-        """The values of the live keys, in the order of keys."""
-        bound = "c.key >= ?" if high is None else "c.key >= ? AND c.key < ?"
-        rows = self._execute(
-            f"SELECT {Order.VALUE.value} FROM current c CROSS JOIN revisions r ON r.revision = c.revision"
-            f" WHERE {bound} ORDER BY c.key",
-            (low,) if high is None else (low, high),
-        )
-        return [value for (value,) in rows]
+    def compare(
+        self, low: bytes, high: bytes | None, column: Column, sign: str, wanted: int | bytes
+    ) -> tuple[bool, bool]:
+        """Whether the interval has a live key, and whether `column sign wanted` holds for all of them.
 
-    def value_size(self, packed: int) -> int:
-        """Bytes of the value of a revision that is there and no tombstone."""
-        size: int = self._execute("SELECT value_size FROM revisions WHERE revision = ?", (packed,)).get
-        return size
+        sign: an operator of SQL. Stops at the first key that tells.
+        """
+        bindings = {"low": low, "high": high, "wanted": wanted}
+        some, violated = self._execute(_compare(high is None, column, sign), bindings).get
+        return bool(some), not violated
 
     def keys_of_lease(self, lease_id: int) -> list[bytes]:
         """The live keys attached to a lease, sorted; through the partial index."""

@@ -1,12 +1,12 @@
 """Ranges and varints against their definitions."""
 
-from itertools import product
+from itertools import pairwise, product
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from etcd_server.api.encoding import read_varint, varint
-from etcd_server.api.keys import Interval, interval, prefix_end
+from etcd_server.api.keys import Interval, IntervalSet, interval, prefix_end
 from etcd_server.api.proto import kv_pb2
 
 few_letters = st.binary(max_size=3).map(lambda data: bytes(b"\0\x01a\xfe\xff"[byte % 5] for byte in data))
@@ -45,6 +45,23 @@ def test_overlap_and_cover(one: Interval, other: Interval) -> None:
     assert one.is_empty == (not in_one)
     if other.high is not None or one.high is None:
         assert one.covers(other) == (in_other <= in_one)
+
+
+@given(st.lists(intervals, max_size=6), st.lists(intervals, max_size=6))
+def test_a_set_of_intervals_is_their_union(some: list[Interval], others: list[Interval]) -> None:
+    sets = []
+    for spans in (some, others):
+        keys = IntervalSet()
+        for span in spans:
+            keys.add(span)
+        sets.append(keys)
+    union = sets[0].union(sets[1])
+    for key in (key + tail for key in ALL_SHORT_KEYS for tail in (b"", b"\0")):
+        assert (key in union) == any(span.contains(key) for span in some + others)
+    joined = list(union)
+    for one, next_one in pairwise(joined):
+        assert one.high is not None
+        assert one.high < next_one.low
 
 
 @given(st.integers(-(2**63), 2**63 - 1))

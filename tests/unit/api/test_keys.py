@@ -1,6 +1,6 @@
 import pytest
 
-from etcd_server.api.keys import FROM_KEY, Interval, interval, prefix_end, single
+from etcd_server.api.keys import FROM_KEY, Interval, IntervalSet, interval, prefix_end, single
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,19 @@ def test_covers() -> None:
     assert Interval(b"a", b"b").covers(Interval(b"a", b"b"))
     assert not Interval(b"a", b"b").covers(Interval(b"a", b"b\0"))
     assert Interval(b"x", b"y").covers(Interval(b"q", b"q"))
+
+
+def test_a_set_of_intervals_joins_what_touches() -> None:
+    keys = IntervalSet()
+    for low, high in ((b"d", b"e"), (b"a", b"b"), (b"x", b"a"), (b"f", b"g"), (b"b", b"c")):
+        keys.add(Interval(low, high))
+    assert list(keys) == [Interval(b"a", b"c"), Interval(b"d", b"e"), Interval(b"f", b"g")]
+    assert b"b" in keys
+    assert b"c" not in keys
+    keys.add(Interval(b"b", b"f"))
+    assert list(keys) == [Interval(b"a", b"g")]
+    keys.add(Interval(b"p", None))
+    assert b"\xff" in keys
+    keys.add(Interval(b"q", b"r"))
+    keys.add(Interval(b"0", None))
+    assert list(keys) == [Interval(b"0", None)]

@@ -80,6 +80,18 @@ def test_attaching_inside_a_txn(lab: Lab) -> None:
     assert lab.machine.leases.keys(5) == [b"a", b"b"]
 
 
+def test_too_many_keys_for_one_revision(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etcd_server.machine.leases.MAX_CHANGES_PER_REVISION", 1)
+    lab.grant(5)
+    lab.put(b"a", lease=5)
+    lab.put(b"b", lease=5)
+    with pytest.raises(errors.TooManyOperations):
+        lab.revoke(5)
+    assert lab.machine.leases.exists(5)
+    lab.delete(b"a")
+    lab.revoke(5)
+
+
 def test_changes_for_the_clock(lab: Lab) -> None:
     lab.grant(5, 30)
     lab.grant(6, 40)

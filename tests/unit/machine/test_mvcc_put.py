@@ -87,6 +87,7 @@ def test_ignore_value_keeps_the_value_and_changes_the_lease(lab: Lab) -> None:
     assert lab.get(b"a") == kv_pb2.KeyValue(
         key=b"a", value=b"1", create_revision=2, mod_revision=3, version=2, lease=7
     )
+    assert lab.machine.leases.keys(7) == [b"a"]
 
 
 def test_ignore_lease_keeps_the_lease_and_changes_the_value(lab: Lab) -> None:
