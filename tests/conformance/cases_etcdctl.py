@@ -121,7 +121,7 @@ def watches(c: Console) -> None:
     c.watch("watch", "k", "--rev", Rev(1), lines=9)
     c.watch("watch", "k", "--rev", Rev(1), "--prev-kv", lines=13)
     c.watch("watch", "k", "--prefix", "--rev", Rev(2), "-w", "json", lines=1)
-    c.watch("watch", "k", "k3", "--rev", Rev(3), "-w", "fields", lines=20)
+    c.watch("watch", "k", "k3", "--rev", Rev(3), "-w", "fields", lines=18)
     c.watch("watch", "fresh", lines=3, meanwhile=lambda: c.run("put", "fresh", "now"))
     c.watch("watch", "", "--prefix", "--prev-kv", lines=5, meanwhile=lambda: c.run("put", "fresh", "now"))
     c.run("compaction", Rev(4))

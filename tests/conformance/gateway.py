@@ -13,7 +13,6 @@ from typing import Any
 
 import requests
 
-from tests.conformance.lab import pretty
 from tests.conformance.target import Exchange, Target
 
 LIMIT_S = 10.0
@@ -40,6 +39,11 @@ _DROPPED = frozenset({"storageVersion", "dbSizeQuota", "downgradeInfo", "details
 def text64(value: str | bytes) -> str:
     """A key or value in base64."""
     return b64encode(value.encode() if isinstance(value, str) else value).decode()
+
+
+def pretty(document: object) -> str:
+    """JSON in one form, for comparison."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 class Gateway:

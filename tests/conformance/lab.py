@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conformance import cases_etcdctl, cases_gateway
+from tests.conformance.cases import CASES as GRPC_CASES
+from tests.conformance.cases import transcript
+from tests.conformance.etcdctl import Session
+from tests.conformance.gateway import Gateway
 from tests.conformance.target import Exchange, Target
-from tests.servers import Server, available_servers, start_server
+from tests.servers import Server, available_servers, etcdctl_path, start_server
 
 ETCDS = ("3.4", "3.5")
 OURS = "etcd-py"
+ALL_CASES = (*GRPC_CASES, *cases_gateway.CASES, *cases_etcdctl.CASES)
 
 
 class Lab:
@@ -41,10 +45,16 @@ class Lab:
             self._targets[kind] = Target(self.server(kind).address)
         return self._targets[kind]
 
-    def seen(self, kind: str, name: str, run: Callable[[], list[Exchange]]) -> list[Exchange]:
-        """What `run` returned for the case `name` on `kind`; run once."""
+    def seen(self, kind: str, name: str) -> list[Exchange]:
+        """The transcript of the case `name` on `kind`; the case is run once."""
         if (kind, name) not in self._seen:
-            self._seen[kind, name] = run()
+            if name in GRPC_CASES:
+                found = transcript(self.target(kind), GRPC_CASES[name])
+            elif name in cases_gateway.CASES:
+                found = self._gateway(kind, name)
+            else:
+                found = self._etcdctl(kind, name)
+            self._seen[kind, name] = found
         return self._seen[kind, name]
 
     def close(self) -> None:
@@ -53,7 +63,19 @@ class Lab:
         for server in self._servers.values():
             server.stop()
 
+    def _gateway(self, kind: str, name: str) -> list[Exchange]:
+        gateway = Gateway(self.server(kind).url, self.target(kind))
+        gateway.begin()
+        cases_gateway.CASES[name](gateway)
+        gateway.close()
+        return gateway.transcript
 
-def pretty(document: object) -> str:
-    """JSON in one form, for comparison."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    def _etcdctl(self, kind: str, name: str) -> list[Exchange]:
+        program = etcdctl_path()
+        if program is None:
+            pytest.skip("etcdctl 3.4 is not installed here")
+        target = self.target(kind)
+        target.begin()
+        session = Session(program, target, self.server(kind).address)
+        cases_etcdctl.CASES[name](session)
+        return session.transcript

@@ -1,4 +1,8 @@
-"""Debian's etcdctl 3.4, the same sessions against etcd 3.4, etcd 3.5 and etcd-py: output and exit status."""
+"""A session of Debian's etcdctl 3.4 with one server: what each command prints, and how it ends.
+
+IDs, sizes, versions, addresses, durations and raft's numbers are taken out of what it prints; revisions are
+written relative to the beginning of the session.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 
-import pytest
-
-from tests.conformance.cases_etcdctl import CASES, Lease, Rev, Word
-from tests.conformance.differences import BETWEEN_ETCDS, expected_of_ours, unexplained
-from tests.conformance.differences import OURS as OUR_DIFFERENCES
-from tests.conformance.lab import ETCDS, OURS, Lab
+from tests.conformance.cases_etcdctl import Lease, Rev, Word
 from tests.conformance.target import Exchange, Target
-from tests.servers import etcdctl_path
 
 LIMIT_S = 20.0
 # Revisions in JSON and in `fields`; lease and member IDs; sizes, times, versions and addresses.
@@ -128,32 +126,3 @@ class Session:
     def _relative(self, found: re.Match[str]) -> str:
         revision = int(found[2])
         return f"{found[1]}: base{revision - self._target.base:+d}" if revision else found[0]
-
-
-def seen(lab: Lab, kind: str, name: str) -> list[Exchange]:
-    program = etcdctl_path()
-    if program is None:
-        pytest.skip("etcdctl 3.4 is not installed here")
-
-    def run() -> list[Exchange]:
-        target = lab.target(kind)
-        target.begin()
-        session = Session(program, target, lab.server(kind).address)
-        CASES[name](session)
-        return session.transcript
-
-    return lab.seen(kind, name, run)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_two_etcds_agree(lab: Lab, name: str) -> None:
-    problems = unexplained(BETWEEN_ETCDS, name, *(seen(lab, kind, name) for kind in ETCDS))
-    assert not problems, "\n".join(problems)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_etcd_py_answers_like_etcd(lab: Lab, name: str) -> None:
-    ours = seen(lab, OURS, name)
-    of_3_4, of_3_5 = (seen(lab, kind, name) for kind in ETCDS)
-    problems = unexplained(OUR_DIFFERENCES, name, expected_of_ours(name, of_3_4, of_3_5), ours)
-    assert not problems, "\n".join(problems)
