@@ -31,6 +31,7 @@ from tests.integration.wire_support import (
     frame,
     grpc_frame,
     grpc_headers,
+    literal,
     owner,
 )
 
@@ -232,6 +233,32 @@ def test_malformed_calls_are_answered_as_grpc_go_does(
         assert client.call(ECHO, grpc_frame(b"on")).data == grpc_frame(b"on")
 
 
+@pytest.fixture(scope="module")
+def unix_path(served: Owner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("wire") / "wire.sock"
+    served.wire.listen(f"unix://{path}", "local")
+    return path
+
+
+@pytest.mark.parametrize("unix", [False, True])
+def test_a_call_may_come_byte_by_byte(served: Owner, unix_path: Path, unix: bool) -> None:
+    client = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+    message = bytes([unix]) * 50
+    with client:
+        client.settimeout(WAIT_S)
+        client.connect(str(unix_path) if unix else served.address)
+        if not unix:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        headers = b"\x83\x86" + literal(b":path", ECHO.encode())
+        headers += literal(b":authority", b"/run/wire.sock" if unix else b"test")
+        headers += literal(b"content-type", b"application/grpc")
+        for byte in PREFACE + SETTINGS + frame(1, 4, 1, headers) + frame(0, 1, 1, grpc_frame(message)):
+            client.send(bytes([byte]))
+        data = b""
+        while grpc_frame(message) not in data:
+            data += client.recv(65_536)
+
+
 def test_cancelling_a_call_is_told(served: Owner, channel: Any) -> None:
     future = channel.unary_unary(HOLD).future(b"cancel me", timeout=WAIT_S)
     call_id = served.wait(lambda event: b"cancel me" in event)[1]
@@ -398,6 +425,12 @@ def test_plain_http_over_http2(served: Owner) -> None:
         assert ("host", "test:1") in event[4]
         streamed = client.finish(client.request(http_headers("GET", "/stream")))
         assert streamed.data == b"one,two,three"
+        stream = client.request(http_headers("GET", "/hold/204"))
+        call_id = served.wait(lambda event: "/hold/204" in event)[1]
+        served.wire.send([(_wire.RESPOND, call_id, 204, [("Connection", "close"), ("X-Kept", "1")], b"")])
+        empty = client.finish(stream).headers
+        assert (empty[":status"], empty["x-kept"]) == ("204", "1")
+        assert not {"connection", "content-length"} & set(empty)
         head = client.finish(client.request(http_headers("HEAD", "/echo")))
         assert (head.headers[":status"], head.data) == ("200", b"")
         large = client.finish(client.request(http_headers("POST", "/echo"), bytes(MAX_MESSAGE_BYTES + 1)))

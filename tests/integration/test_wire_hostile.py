@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.integration.wire_support import (
     frame,
     grpc_frame,
     grpc_headers,
+    literal,
     owner,
     read_to_end,
 )
@@ -160,6 +162,16 @@ def test_slow_headers_are_ended(served: Owner) -> None:
         assert goaway_code(received) == ENHANCE_YOUR_CALM
 
 
+def test_slow_headers_on_a_unix_socket_are_ended(served: Owner, tmp_path: Path) -> None:
+    path = tmp_path / "wire.sock"
+    served.wire.listen(f"unix://{path}", "local")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT_S)
+        client.connect(str(path))
+        client.sendall(PREFACE + SETTINGS + frame(HEADERS, END_HEADERS, 1, RAW_HOLD)[:-1])
+        assert goaway_code(read_to_end(client)) == ENHANCE_YOUR_CALM
+
+
 def test_headers_without_end_are_ended(served: Owner) -> None:
     with connect(served) as client:
         client.sendall(PREFACE + SETTINGS + frame(HEADERS, 0, 1, b""))
@@ -219,11 +231,6 @@ def test_ten_thousand_streams(served: Owner) -> None:
     assert [int.from_bytes(payload[4:8], "big") for kind, _, _, payload in received if kind == GOAWAY] == [
         ENHANCE_YOUR_CALM
     ]
-
-
-def literal(name: bytes, value: bytes) -> bytes:
-    """A header in HPACK, neither indexed nor compressed."""
-    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
 RAW_HOLD = b"\x83\x86" + literal(b":path", HOLD.encode()) + literal(b"content-type", b"application/grpc")

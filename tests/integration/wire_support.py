@@ -132,6 +132,11 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
+def literal(name: bytes, value: bytes) -> bytes:
+    """A header in HPACK, neither indexed nor compressed."""
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = frame(4, 0, 0)
 

@@ -23,7 +23,7 @@ use crate::event::{Command, Event, Metadata, Origin, id_of};
 use crate::grpc::{self, Decoder, Encoding, Status, code};
 use crate::limits::{Gauge, Payload};
 use crate::settings::{Counters, Kind, SharedRef};
-use crate::stream::{Role, Stream, http_request, response};
+use crate::stream::{Role, Stream, http_request, http_response, response};
 
 /// Whether a stream lives on.
 #[derive(PartialEq, Eq)]
@@ -454,7 +454,7 @@ impl Calls {
                 true
             }
             Command::Begin { status, headers } if !is_grpc => {
-                stream.begin(response(status, headers));
+                stream.begin(http_response(status, headers));
                 false
             }
             Command::Chunk { body } if !is_grpc => {

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
@@ -24,6 +25,7 @@ use crate::settings::{Counters, SharedRef};
 const BACKLOG: u32 = 4096;
 /// How long accepting rests after an error such as "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long a connection that we end waits for the peer to end it too.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -98,7 +100,9 @@ impl Listener {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                // Either fails only on a connection that is broken already, which reading from it will tell.
+                let _ = stream.set_nodelay(true);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive());
                 Ok((Socket::Tcp(stream), peer.to_string()))
             }
             Listener::Unix(listener, _) => {
@@ -128,6 +132,11 @@ impl Drop for Listener {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// The kernel asks a silent peer whether it still lives, as etcd's listeners do, whatever protocol is spoken.
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3).with_retries(3)
 }
 
 fn open_tcp(address: SocketAddr) -> io::Result<StdTcpListener> {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{Response, StatusCode};
 
@@ -143,14 +143,25 @@ impl Stream {
             self.respond.send_reset(Reason::INTERNAL_ERROR);
             return;
         }
-        headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from(body.len()));
+        if !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from(body.len()));
+        }
         if body.is_empty() || matches!(self.role, Role::Http { is_head: true, .. }) {
-            let _ = self.respond.send_response(response(status, headers), true);
+            let _ = self.respond.send_response(http_response(status, headers), true);
         } else {
-            self.begin(response(status, headers));
+            self.begin(http_response(status, headers));
             self.send(body, gauge, true);
         }
     }
+}
+
+/// The head of a response, without the headers of HTTP/1.1 that HTTP/2 forbids (RFC 9113, section 8.2.2).
+pub fn http_response(status: StatusCode, mut headers: HeaderMap) -> Response<()> {
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    response(status, headers)
 }
 
 /// The head of a response.
