@@ -24,6 +24,7 @@ class KeySpace(Twins):
         self.both(lambda: self.lab.compact(revision) and None, lambda: self.model.compact(revision))
         if finish:
             self.lab.finish_compaction(3)
+            self.lab.check_tables()
 
     @rule(rows=st.integers(1, 6))
     def step(self, rows: int) -> None:

@@ -128,6 +128,9 @@ class Lab:
             "SELECT * FROM revisions r WHERE value_size IS NOT NULL"
             " AND revision NOT IN (SELECT revision FROM current)"
             " AND revision NOT IN (SELECT revision FROM history)",
+            "SELECT * FROM revisions r, meta m WHERE value_size IS NULL"
+            " AND r.revision >> 24 < m.compacted_revision",
+            "SELECT * FROM history h, meta m WHERE h.superseded >> 24 <= m.compacted_revision",
         ):
             assert run(question).fetchall() == [], question
 
