@@ -135,7 +135,7 @@ def agent_reload(resource: Resource, applied: Applied) -> str | None:
         raise ReloadError(f"nginx -s reload: {_complaint(result, command, timeout_s)}")
     if not process.await_new_workers(settings.pid, before, timeout_s):
         raise ReloadError(
-            f"nginx was told to reload, but its old workers still serve after {timeout_s:g} s: see its error log"
+            f"nginx was told to reload, but after {timeout_s:g} s its old workers still serve; see its log"
         )
     return f"nginx reloaded ({len(applied.changed)} files changed)"
 

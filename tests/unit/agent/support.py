@@ -1,12 +1,15 @@
-"""What the agent's tests share: snapshots, resources, a service that can be made to fail, and a disk that crashes."""
+"""What the agent's tests share: snapshots, resources, a service that can be made to fail, and a disk that
+crashes."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from etcd_agent import config as agent_config
 from etcd_agent.apply import Applier
@@ -22,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def snapshot(values: Mapping[str, str], revision: int = 10, cluster_id: int = 7) -> Snapshot:
-    return Snapshot(cluster_id, revision, {key: Entry(value.encode(), revision) for key, value in values.items()})
+    return Snapshot(
+        cluster_id, revision, {key: Entry(value.encode(), revision) for key, value in values.items()}
+    )
 
 
 def write_tree(folder: Path, files: Mapping[str, str]) -> None:
@@ -33,7 +38,9 @@ def write_tree(folder: Path, files: Mapping[str, str]) -> None:
         path.write_text(text)
 
 
-def load_config(folder: Path, resources: Mapping[str, str], templates: Mapping[str, str], head: str = "") -> AgentConfig:
+def load_config(
+    folder: Path, resources: Mapping[str, str], templates: Mapping[str, str], head: str = ""
+) -> AgentConfig:
     """A configuration in ``folder``: conf.d files by name, templates by name, and lines for agent.toml."""
     write_tree(folder, {f"conf.d/{name}.toml": text for name, text in resources.items()})
     write_tree(folder, {f"templates/{name}": text for name, text in templates.items()})
@@ -42,7 +49,8 @@ def load_config(folder: Path, resources: Mapping[str, str], templates: Mapping[s
 
 
 class Service:
-    """A daemon that reads files at reload. Content with ``BAD`` fails its reload, with ``SICK`` its health check."""
+    """A daemon that reads files at reload. Content with ``BAD`` fails its reload, with ``SICK`` its health
+    check."""
 
     def __init__(self, files: FileSystem | None = None) -> None:
         self.running: dict[str, bytes] = {}
@@ -92,7 +100,9 @@ class CrashingFileSystem(FileSystem):
         self.steps.append(f"{what} {path}")
 
 
-def make_applier(config: AgentConfig, service: object, files: FileSystem | None = None) -> tuple[Applier, Executor]:
+def make_applier(
+    config: AgentConfig, service: object, files: FileSystem | None = None
+) -> tuple[Applier, Executor]:
     """An applier whose plugins are the agent's own and ``service``; it never sleeps."""
     plugins = PluginSet(config.plugins, [("builtin", BuiltinPlugin()), ("service", service)])
     executor = Executor(
@@ -132,3 +142,6 @@ def plugin_packages(folder: Path) -> Iterator[Path]:
         sys.path.remove(str(folder))
 
 
+def nginx_module(name: str = "") -> ModuleType:
+    """The nginx plugin, or a module of it, under the name by which it is installed (see ``plugin_packages``)."""
+    return importlib.import_module("etcd_agent_plugins.nginx" + (f".{name}" if name else ""))

@@ -111,24 +111,36 @@ reload_cmd = "/usr/bin/systemctl try-reload-or-restart myapp"
     ("head", "message"),
     [
         ('intervall = "1s"', "agent.toml:2:1: unknown key 'intervall'; did you mean 'interval'?"),
-        ('[backend]\nrequst_timeout = "1s"', "agent.toml:3:1: unknown key 'backend.requst_timeout'; did you mean"),
+        (
+            '[backend]\nrequst_timeout = "1s"',
+            "agent.toml:3:1: unknown key 'backend.requst_timeout'; did you mean",
+        ),
         ('interval = "5 minutes"', "agent.toml:2:1: interval: expected a duration such as"),
         ("interval = 0", "interval: expected a duration greater than zero"),
-        ('log_level = "inf"', "log_level: expected one of debug, info, warning, error, not 'inf'; did you mean"),
+        (
+            'log_level = "inf"',
+            "log_level: expected one of debug, info, warning, error, not 'inf'; did you mean",
+        ),
         ('nodes = ["127.0.0.1:2379"]', "nodes: expected a URL such as"),
-        ('nodes = ["https://a:2379"]', "TLS to the store ('https://a:2379') is not supported by this version yet"),
+        (
+            'nodes = ["https://a:2379"]',
+            "TLS to the store ('https://a:2379') is not supported by this version yet",
+        ),
         ("nodes = []", "nodes: expected at least one URL"),
         ('prefix = "production"', "prefix: expected a key that starts with '/'"),
         ("config_version = 2", "config_version: expected 1, the only version"),
         ('[rollout]\ngroup = "x"', "agent.toml:2:2: rollout is not supported by this version yet"),
         ("[report]\nenabled = true", "report is not supported by this version yet"),
         ('[http]\nlisten = "127.0.0.1:1"', "http is not supported by this version yet"),
-        ("[safety]\nmax_removed_ratio = 0.5", "safety.max_removed_ratio is not supported by this version yet"),
+        (
+            "[safety]\nmax_removed_ratio = 0.5",
+            "safety.max_removed_ratio is not supported by this version yet",
+        ),
         ('username = "agent"', "username is not supported by this version yet"),
         ('[wait]\nmin = "9s"\nmax = "3s"', "max (3 s) must not be less than min (9 s)"),
         ("wait = 3", "wait: expected a table"),
         ("x = ", "agent.toml:2:"),
-        ('[backend.retry]\nattempts = -1', "backend.retry.attempts: expected an integer from 0"),
+        ("[backend.retry]\nattempts = -1", "backend.retry.attempts: expected an integer from 0"),
     ],
 )
 def test_a_wrong_agent_toml_is_one_line(tmp_path: Path, head: str, message: str) -> None:
@@ -142,7 +154,11 @@ def test_a_wrong_agent_toml_is_one_line(tmp_path: Path, head: str, message: str)
     ("old", "new", "message"),
     [
         ("owner =", "ownr =", "conf.d/nginx.toml:11:1: unknown key 'template.ownr'; did you mean 'owner'?"),
-        ("prune = true", "prun = true", "nginx.toml:19:1: unknown key 'template.prun'; did you mean 'prune'?"),
+        (
+            "prune = true",
+            "prun = true",
+            "nginx.toml:19:1: unknown key 'template.prun'; did you mean 'prune'?",
+        ),
         ("keys = [", "kees = [", "resource.keys is missing"),
         ('keys = ["/upstreams", "workers"]', "keys = []", "resource.keys: expected at least one key"),
         ('mode = "0640"', "mode = 640", 'expected an octal mode such as "0640", not 640'),
@@ -154,15 +170,19 @@ def test_a_wrong_agent_toml_is_one_line(tmp_path: Path, head: str, message: str)
         ("up-{{ item.name }}", "up", "with for_each, dest must hold {{ item.name }}"),
         ("conf.d/up-{{ item.name }}", "{{ item.name }}/up", "only in its last part"),
         ('for_each = "/upstreams/*"\n', "", "prune removes the files of deleted keys and needs for_each"),
-        ("nginx/nginx.conf", "{{ item.name }}.conf", "dest may hold {{ item.name }} only together with for_each"),
+        (
+            "nginx/nginx.conf",
+            "{{ item.name }}.conf",
+            "dest may hold {{ item.name }} only together with for_each",
+        ),
         ('mode = "overlay"', 'mode = "overlai"', "did you mean 'overlay'?"),
         ('action = "signal:HUP"', 'action = "kill"', "expected reload, restart"),
         ('unit = "nginx.service"', 'unit = "nginx.service"\ncmd = "x"', "either cmd or unit, not both"),
         ("[rollback]", "[rollout]", "rollout is not supported by this version yet"),
-        ('wait = {', 'requires = ["x"]\nwait = {', "resource.requires is not supported by this version yet"),
+        ("wait = {", 'requires = ["x"]\nwait = {', "resource.requires is not supported by this version yet"),
         ("[check]", "[chek]", "unknown key 'chek'; did you mean 'check'?"),
         ('name = "nginx"', 'name = "a/b"', "resource.name: expected letters"),
-        ("cmd = [\"/usr/sbin/nginx\", \"-t\"]", "cmd = []", "expected a command"),
+        ('cmd = ["/usr/sbin/nginx", "-t"]', "cmd = []", "expected a command"),
     ],
 )
 def test_a_wrong_resource_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -190,7 +210,9 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_plugin_settings_are_merged_with_the_resource_winning(tmp_path: Path) -> None:
-    resource = '[resource]\nkeys = ["/a"]\n[[template]]\nsrc = "a"\ndest = "/x/a"\n[plugins.nginx]\npid = "/p"\n'
+    resource = (
+        '[resource]\nkeys = ["/a"]\n[[template]]\nsrc = "a"\ndest = "/x/a"\n[plugins.nginx]\npid = "/p"\n'
+    )
     head = '[plugins.config.nginx]\nbinary = "/b"\npid = "/q"\n'
     config = load_config(tmp_path, {"x": resource}, {}, head)
     assert config.resources[0].settings("nginx") == {"binary": "/b", "pid": "/p"}
@@ -205,7 +227,8 @@ def test_position_of_the_second_table_of_an_array(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [("10s", 10), ("1m30s", 90), ("250ms", 0.25), ("1.5h", 5400), (7, 7), ("0s", 0), ("1d", 86400)]
+    ("value", "seconds"),
+    [("10s", 10), ("1m30s", 90), ("250ms", 0.25), ("1.5h", 5400), (7, 7), ("0s", 0), ("1d", 86400)],
 )
 def test_durations(value: object, seconds: float) -> None:
     assert duration(value) == pytest.approx(seconds)

@@ -1,7 +1,7 @@
 """A kill at every single step of an apply: after the restart the files are wholly old or wholly new.
 
-The step numbers are found by running, so a new step of the executor is covered as soon as it exists. After each crash
-the agent restarts with the store away (only the manifest helps), then the store comes back.
+The step numbers are found by running, so a new step of the executor is covered as soon as it exists. After
+each crash the agent restarts with the store away (only the manifest helps), then the store comes back.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from tests.unit.agent.support import (
     snapshot,
 )
 
+
 @pytest.fixture(autouse=True)
 def no_disk_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill, unlike a power cut, loses nothing that was written: the syncs are counted as steps and left out."""
+    """A kill, unlike a power cut, loses nothing that was written: the syncs are counted as steps and left
+    out."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
@@ -196,6 +198,8 @@ def crashed_among_renames(folder: Path) -> tuple[AgentConfig, Service]:
     apply_once(probe, probe_service, OLD, 10)
     applier, _ = make_applier(probe, probe_service, files)
     applier.run(probe.resources[0], snapshot(NEW, 20))
-    renames = [number for number, what in enumerate(files.steps) if what.startswith(f"rename {folder}/probe/out")]
+    renames = [
+        number for number, what in enumerate(files.steps) if what.startswith(f"rename {folder}/probe/out")
+    ]
     assert crash_at(config, service, NEW, renames[1])
     return config, service

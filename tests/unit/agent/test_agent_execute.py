@@ -143,9 +143,17 @@ def test_check_command_that_hangs_is_killed_with_its_children(tmp_path: Path) ->
     marker = tmp_path / "child-survived"
     command = f"(sleep 3; touch {marker}) & sleep 60"
     host = Host(tmp_path, configure(tmp_path, f'[check]\ncmd = "{command}"\ntimeout = "200ms"'))
-    with pytest.raises(CheckError, match="longer than 0.2 s and was killed"):
+    with pytest.raises(CheckError, match=r"longer than 0\.2 s and was killed"):
         host.apply("one")
-    assert subprocess.run(["pgrep", "-f", str(marker)], capture_output=True).returncode == 1
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(marker) in text_of(path)]
+
+
+def text_of(path: Path) -> str:
+    """A file of /proc, whose process may be gone."""
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 @pytest.mark.parametrize(
@@ -268,7 +276,9 @@ def test_a_file_that_cannot_be_swapped_brings_the_others_back(tmp_path: Path) ->
     host = Host(tmp_path, two_files(tmp_path), files)
     host.apply("one")
     files.broken = True
-    with pytest.raises(FilesError, match="two/a.conf: cannot be replaced: Device or resource busy .a bind-mounted"):
+    with pytest.raises(
+        FilesError, match=r"two/a\.conf: cannot be replaced: Device or resource busy \(a bind"
+    ):
         host.apply("two")
     assert (tmp_path / "one/a.conf").read_text() == (tmp_path / "two/a.conf").read_text() == "one\n"
     assert not list(tmp_path.glob("*/.a.conf*"))
@@ -332,7 +342,9 @@ def test_a_file_does_not_become_empty_unless_it_may(tmp_path: Path) -> None:
     with pytest.raises(GuardError, match="would become empty"):
         host.apply("")
     (tmp_path / "again").mkdir()
-    permitted = Host(tmp_path / "again", configure(tmp_path / "again", head="[safety]\nrefuse_empty = false\n"))
+    permitted = Host(
+        tmp_path / "again", configure(tmp_path / "again", head="[safety]\nrefuse_empty = false\n")
+    )
     permitted.apply("one")
     assert permitted.apply("") == APPLIED
 
@@ -361,7 +373,7 @@ def test_overlay_check_sees_the_whole_tree_and_only_it_does(tmp_path: Path) -> N
     etc = tmp_path / "etc"
     (etc / "sites").mkdir(parents=True)
     (etc / "main.conf").write_text("include sites\n")
-    check = f'cat {etc}/main.conf {etc}/sites/*.conf > {tmp_path}/seen; ! grep -q wrong {etc}/sites/*.conf'
+    check = f"cat {etc}/main.conf {etc}/sites/*.conf > {tmp_path}/seen; ! grep -q wrong {etc}/sites/*.conf"
     resource = f"""
 [resource]
 keys = ["/app"]

@@ -1,4 +1,5 @@
-"""Pacing with a clock made of numbers: settle, retry, interval, min_interval, splay; nothing is ever dropped."""
+"""Pacing with a clock made of numbers: settle, retry, interval, min_interval, splay; nothing is ever
+dropped."""
 
 from __future__ import annotations
 
@@ -145,9 +146,12 @@ def test_states() -> None:
         made.finished(RESOURCE, result, 1.0, pending=False)
         return made.statuses["web"].state
 
-    assert made.statuses["web"].state is State.UNKNOWN and not made.passed()
+    def state() -> State:
+        return made.statuses["web"].state
+
+    assert state() is State.UNKNOWN and not made.passed()
     made.started(RESOURCE, 0.0)
-    assert made.statuses["web"].state is State.APPLYING
+    assert state() is State.APPLYING
     made.finished(RESOURCE, Outcome(APPLIED, 7), 1.0, pending=False, complete=False)
     assert not made.passed(), "a pass without the store is not complete"
     assert run(Outcome(ROLLED_BACK, 8, error="why")) is State.ROLLED_BACK

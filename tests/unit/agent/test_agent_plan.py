@@ -1,4 +1,5 @@
-"""Plans as a person reads them: each case is disk + manifest + rendered files -> the plan's diff and actions."""
+"""Plans as a person reads them: each case is disk + manifest + rendered files -> the plan's diff and
+actions."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ RESOURCE = Resource(
     "web.toml",
     "",
     ("/web",),
-    (Template("main.j2", "/etc/web/main.conf"), Template("s.j2", "/etc/web/{{ n }}", for_each="/s/*", prune=True)),
+    (
+        Template("main.j2", "/etc/web/main.conf"),
+        Template("s.j2", "/etc/web/{{ n }}", for_each="/s/*", prune=True),
+    ),
 )
 SNAPSHOT = Snapshot(7, 42, {})
 
@@ -41,7 +45,7 @@ def text(made: Plan) -> str:
 
 MAIN = "/etc/web/main.conf"
 
-CASES = {
+CASES: dict[str, tuple[list[RenderedFile], Mapping[str, FileState | None], Manifest | None, str]] = {
     "nothing to do": (
         [RenderedFile(MAIN, b"a\n")],
         {MAIN: file("a\n")},
@@ -179,7 +183,9 @@ def test_a_manifest_survives_its_file() -> None:
     assert from_json(to_json(Manifest("web"))) == Manifest("web")
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"format": 2}', b'{"format": 1}', b'{"format": 1, "x": 1}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[]", b'{"format": 2}', b'{"format": 1}', b'{"format": 1, "x": 1}']
+)
 def test_a_wrong_manifest_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):
         from_json(data)

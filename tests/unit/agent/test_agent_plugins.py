@@ -1,4 +1,5 @@
-"""Plugins: each loaded alone, each called alone, and each hook with the error policy that its docstring names."""
+"""Plugins: each loaded alone, each called alone, and each hook with the error policy that its docstring
+names."""
 
 from __future__ import annotations
 
@@ -188,13 +189,17 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Plugi
     yield PluginSet(PluginsConfig(str(tmp_path)), both), answering
 
 
-def test_agent_register_templates_leaves_out_the_plugin_that_raises(pair: tuple[PluginSet, Answering]) -> None:
+def test_agent_register_templates_leaves_out_the_plugin_that_raises(
+    pair: tuple[PluginSet, Answering],
+) -> None:
     plugins, _ = pair
     assert plugins.templates() == {"answering": "/templates"}
     assert "raising" not in plugins.names()
 
 
-def test_agent_register_functions_leaves_out_the_plugin_that_raises(pair: tuple[PluginSet, Answering]) -> None:
+def test_agent_register_functions_leaves_out_the_plugin_that_raises(
+    pair: tuple[PluginSet, Answering],
+) -> None:
     plugins, _ = pair
     assert list(plugins.functions(RESOURCE)) == ["answer"]
     assert "raising" not in plugins.names()
@@ -202,13 +207,17 @@ def test_agent_register_functions_leaves_out_the_plugin_that_raises(pair: tuple[
 
 def test_agent_check_settings_fails_closed(pair: tuple[PluginSet, Answering]) -> None:
     plugins, _ = pair
-    with pytest.raises(ConfigError, match=r"web.toml: plugin raising failed in agent_check_settings: RuntimeError: no"):
+    with pytest.raises(
+        ConfigError, match=r"web.toml: plugin raising failed in agent_check_settings: RuntimeError: no"
+    ):
         plugins.check_settings(RESOURCE)
 
 
 def test_agent_validate_fails_closed(pair: tuple[PluginSet, Answering]) -> None:
     plugins, _ = pair
-    found = plugins.veto("agent_validate", resource=RESOURCE, staged=Staged("/", ()), snapshot=Snapshot(1, 1, {}))
+    found = plugins.veto(
+        "agent_validate", resource=RESOURCE, staged=Staged("/", ()), snapshot=Snapshot(1, 1, {})
+    )
     assert found == [Problem("plugin raising failed in agent_validate: RuntimeError: no")]
 
 
@@ -244,7 +253,9 @@ def test_every_hook_has_a_test_here_and_a_line_in_the_guide() -> None:
         arguments = [name for name in getattr(AgentSpecs, hook).__annotations__ if name != "return"]
         assert f"### `{hook}({', '.join(arguments)})`" in guide, hook
         docstring = getattr(AgentSpecs, hook).__doc__
-        assert any(f"*{policy}.*" in docstring for policy in ("Collection", "Veto", "Provider", "Notification"))
+        assert any(
+            f"*{policy}.*" in docstring for policy in ("Collection", "Veto", "Provider", "Notification")
+        )
 
 
 def test_attached_but_not_there(tmp_path: Path) -> None:
@@ -253,7 +264,9 @@ def test_attached_but_not_there(tmp_path: Path) -> None:
         load(tmp_path).check_settings(resource)
 
 
-def test_the_nginx_plugin_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nginx_plugin_is_found_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
     with plugin_packages(tmp_path / "packages"):
         plugins = load(tmp_path / "none")

@@ -42,7 +42,10 @@ def render(folder: Path, text: str, values: Mapping[str, str] = KEYS, **options:
         ('{{ getv("/db/host") }}', "db1"),
         ('{{ getv("/db/none", "dflt") }}', "dflt"),
         ('{{ get("/db/host").key }}={{ get("/db/host").Value }}', "/db/host=db1"),
-        ('{% for p in gets("/up/*") %}{{ p.key }}={{ p.value }};{% endfor %}', "/up/a=10.0.0.2;/up/b=10.0.0.1;"),
+        (
+            '{% for p in gets("/up/*") %}{{ p.key }}={{ p.value }};{% endfor %}',
+            "/up/a=10.0.0.2;/up/b=10.0.0.1;",
+        ),
         ('{{ getvs("/up/*") | join(",") }}', "10.0.0.1,10.0.0.2"),
         ('{{ gets("/up/nothing/*") }}', "[]"),
         ('{{ ls("/up") }}', "['a', 'b', 'deep']"),
@@ -54,10 +57,16 @@ def render(folder: Path, text: str, values: Mapping[str, str] = KEYS, **options:
         ('{{ jsonArray("[1,2]") | length }}', "2"),
         ('{{ base("/a/b") }} {{ dir("/a/b") }} {{ dir("b") }}', "b /a ."),
         ('{{ split("a,b", ",") }} {{ join(["a","b"], "-") }}', "['a', 'b'] a-b"),
-        ('{{ toUpper("a") }}{{ toLower("B") }}{{ contains("abc","b") }}{{ replace("aaa","a","b",2) }}', "AbTruebba"),
+        (
+            '{{ toUpper("a") }}{{ toLower("B") }}{{ contains("abc","b") }}{{ replace("aaa","a","b",2) }}',
+            "AbTruebba",
+        ),
         ('{{ trimSuffix("a.conf", ".conf") }}', "a"),
         ('{{ base64Decode(base64Encode("é")) }}', "é"),
-        ('{{ parseBool("T") }} {{ reverse([1,2]) }} {{ seq(1,3) }} {{ atoi("7") + 1 }}', "True [2, 1] [1, 2, 3] 8"),
+        (
+            '{{ parseBool("T") }} {{ reverse([1,2]) }} {{ seq(1,3) }} {{ atoi("7") + 1 }}',
+            "True [2, 1] [1, 2, 3] 8",
+        ),
         ("{{ add(1,2) }} {{ sub(1,2) }} {{ mul(2,3) }} {{ div(-7,2) }} {{ mod(-7,2) }}", "3 -1 6 -3 -1"),
         ('{{ map("a", 1, "b", 2).b }}', "2"),
         ('{{ sortByLength(["ccc","a","bb"]) }}', "['a', 'bb', 'ccc']"),
@@ -75,7 +84,10 @@ def test_functions(tmp_path: Path, text: str, wanted: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('a\n{{ getv("/db/none") }}', "t.j2:2: key /prod/app/db/none does not exist and getv was given no default"),
+        (
+            'a\n{{ getv("/db/none") }}',
+            "t.j2:2: key /prod/app/db/none does not exist and getv was given no default",
+        ),
         ('{{ get("/db/none") }}', "t.j2:1: key /prod/app/db/none does not exist"),
         ('{{ getv("/other") }}', "t.j2:1: key '/other' lies outside the resource's keys"),
         ('{{ gets("/other/*") }}', "lies outside"),
@@ -129,7 +141,8 @@ def test_getenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_function_of_the_list_is_there() -> None:
-    wanted = """add atoi base base64Decode base64Encode contains dir div env getenv join json jsonArray map mod mul
+    wanted = """add atoi base base64Decode base64Encode contains dir div env getenv join json jsonArray map
+    mod mul
         parseBool replace reverse seq sortByLength sortKVByLength split sub toLower toUpper trimSuffix"""
     assert set(FUNCTIONS) == set(wanted.split())
 
