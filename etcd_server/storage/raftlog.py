@@ -196,6 +196,12 @@ class RaftLog:
             raise damaged(self.path, f"entry {low} is missing")
         return found
 
+    def check_joins(self, applied_index: int) -> None:
+        """Raises DamagedFile when entries are missing between the state, applied so far, and this log."""
+        extent = self._extent
+        if not extent.start_index <= applied_index <= extent.last_index:
+            raise damaged(self.path, f"the state has applied entry {applied_index}, but it holds {extent}")
+
     # The log thread's
 
     def append(

@@ -269,6 +269,19 @@ def test_contradictions_are_refused_at_the_start(path: str, statement: str, why:
         RaftLog.open(path)
 
 
+def test_a_log_that_does_not_join_the_state(log: RaftLog) -> None:
+    log.check_joins(0)
+    log.append(HardState(1, 0, 9), entries(1, 9))
+    log.cut(4)
+    for applied_index in (4, 9):
+        log.check_joins(applied_index)
+    for applied_index in (3, 10):
+        with pytest.raises(
+            DamagedFile, match=rf"has applied entry {applied_index}, but it holds entries 5\.\.9"
+        ):
+            log.check_joins(applied_index)
+
+
 def test_a_shortened_or_overwritten_file_is_refused_at_the_start(path: str) -> None:
     log = RaftLog.open(path)
     log.append(HardState(1), entries(1, 50, size=5_000))
