@@ -50,9 +50,10 @@ class Compaction:
         self._save()
 
     def step(self, limit_rows: int) -> bool:
-        """Look at up to `limit_rows` rows and remove what they supersede; whether there is more to do."""
-        if not self.pending:
-            return False
+        """Look at up to `limit_rows` rows and remove what they supersede; whether there is more to do.
+
+        To be called while `pending`.
+        """
         store, tables = self._store, self._store.tables
         compacted = store.compacted_revision
         rows = tables.superseding(self._position, last_of(compacted), limit_rows)

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
@@ -131,6 +133,50 @@ def test_a_full_disk_takes_the_transaction_and_the_log_brings_it_back(lab: Lab) 
     assert lab.keys() == [b"a", b"b", b"c"]
     assert machine.revision == 4
     lab.machine.commit()
+
+
+def test_a_full_disk_in_a_step_of_compaction(lab: Lab) -> None:
+    for number in range(3):
+        lab.put(b"a", b"%d" % number)
+    lab.compact(4)
+    lab.machine.commit()
+    with full_disk(lab), pytest.raises(StateRolledBack):
+        lab.machine.compact_step(10)
+    assert lab.machine.compaction_pending
+    lab.finish_compaction()
+    lab.check_tables()
+
+
+def test_a_full_disk_at_a_change_of_the_membership(lab: Lab) -> None:
+    change = command_pb2.ConfChange(member=rpc_pb2.Member(ID=7, peerURLs=["http://a:2380"]))
+    with full_disk(lab), pytest.raises(StateRolledBack):
+        lab.machine.apply_conf_change(1, 1, change)
+    assert lab.machine.applied_index == 0
+    assert lab.machine.members.all() == []
+    assert lab.machine.apply_conf_change(1, 1, change) == (1, b"")
+
+
+@contextmanager
+def full_disk(lab: Lab) -> Iterator[None]:
+    """While this lasts, every statement that writes fails as on a full disk."""
+
+    def refuse(*_: object) -> int:
+        raise apsw.FullError
+
+    connection = lab.machine.database.connection
+    connection.create_scalar_function("refuse", refuse)
+    for table in ("revisions", "members", "meta"):
+        for event in ("INSERT", "DELETE", "UPDATE"):
+            connection.execute(
+                f"CREATE TEMP TRIGGER {table}_{event} BEFORE {event} ON main.{table}"
+                " BEGIN SELECT refuse(); END"
+            )
+    try:
+        yield
+    finally:
+        for table in ("revisions", "members", "meta"):
+            for event in ("INSERT", "DELETE", "UPDATE"):
+                connection.execute(f"DROP TRIGGER {table}_{event}")
 
 
 def test_an_error_of_the_disk_at_commit_is_told_and_the_memory_goes_back(
