@@ -13,8 +13,6 @@ Everything here is called by one thread, the loop. Other threads open connection
 
 from __future__ import annotations
 
-import os
-
 import apsw
 
 from etcd_server.storage.errors import DiskFull, StateRolledBack, translate, translated
@@ -145,25 +143,23 @@ class StateDatabase:
         return self._journal_pages * FRAME_SIZE_BYTES
 
     def release_space(self, pages: int) -> int:
-        """Give up to `pages` free pages back to the file system, within the open transaction; how many were
-        given.
+        """Give up to `pages` free pages back, within the open transaction; returns how many were given.
 
         The file becomes shorter at the next checkpoint. Raises StorageError.
         """
-        before = int(self.connection.pragma("freelist_count"))
-        if before == 0:
-            return 0
-        self.begin()
         try:
+            before = int(self.connection.pragma("freelist_count"))
+            if before == 0:
+                return 0
+            self.begin()
             # One step of the statement frees one page, so it has to be run to its end.
             self._execute(f"PRAGMA incremental_vacuum({int(pages)})").fetchall()
+            return before - int(self.connection.pragma("freelist_count"))
         except apsw.Error as error:
             raise self.failed(error) from error
-        return before - int(self.connection.pragma("freelist_count"))
 
     def restart_journal(self) -> bool:
-        """Copy what is left in the journal into the file, so that the next transaction begins the journal
-        again.
+        """Copy the rest of the journal into the file, so that the next transaction begins it again.
 
         To be called between commit() and begin(), when maintenance has copied nearly all: it blocks for two
         syncs and the copying of the rest. False, and the journal grows on, when a reader (somebody's sqlite3
@@ -190,7 +186,6 @@ class StateDatabase:
         return apsw.SQLITE_OK
 
     def _make_room(self, reserve: Reserve) -> None:
-        status = os.statvfs(reserve.path)
         cached_bytes, _ = self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_USED)
-        if status.f_bavail * status.f_frsize < cached_bytes + COMMIT_MARGIN_BYTES:
+        if reserve.free_size_bytes() < cached_bytes + COMMIT_MARGIN_BYTES:
             reserve.give_up()

@@ -54,8 +54,7 @@ class DirectoryInUse(StorageError):
 
 
 _SYNC_FAILURES = frozenset({apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC, apsw.SQLITE_IOERR_CLOSE})
-# The index of the journal is a file too (PATH-shm). On a full disk it cannot grow, and SQLite has a code for
-# that.
+# The index of the journal is a file too, PATH-shm; this is how SQLite says that it cannot grow.
 _FULL = frozenset({apsw.SQLITE_IOERR_SHMSIZE})
 _DAMAGE = frozenset({apsw.SQLITE_IOERR_CORRUPTFS, apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_DATA})
 

@@ -23,8 +23,8 @@ _READ_WRITE = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX
 def connect(path: str, *, synchronous: str, cache_size_bytes: int, vfs: str | None = None) -> apsw.Connection:
     """A connection that reads and writes; the file is created (empty, in WAL mode) where there is none.
 
-    synchronous: FULL, every commit is synced; NORMAL, only checkpoints are. `vfs`: name of SQLite's VFS to
-    use.
+    synchronous: FULL, every commit is synced; NORMAL, only checkpoints are.
+    vfs: name of SQLite's VFS to use.
     Raises apsw.Error.
     """
     connection = apsw.Connection(
@@ -56,8 +56,7 @@ def abandon(connection: apsw.Connection) -> None:
 
 
 def copy_journal(connection: apsw.Connection) -> tuple[int, int]:
-    """Sync the journal, copy what no reader needs there into the file, and sync that; writers go on
-    meanwhile.
+    """Sync the journal, copy what no reader needs there into the file, sync that; writers go on.
 
     Returns (pages in the journal, how many of them are in the file); (1, 0) when another connection is at it,
     which SQLite does not wait for. Raises apsw.Error.
@@ -71,8 +70,7 @@ def copy_journal(connection: apsw.Connection) -> tuple[int, int]:
 def create_or_check(
     connection: apsw.Connection, path: str, schema: str, application_id: int, schema_version: int
 ) -> None:
-    """Run `schema` in an empty file; in any other, check whose file it is, of which version, and its
-    structure.
+    """Run `schema` in an empty file; of any other check owner, version and structure.
 
     Raises UnknownFormat, DamagedFile, apsw.Error.
     """

@@ -1,5 +1,4 @@
-"""What keeps the two files small and the log short: work of the maintenance thread, on connections of its
-own.
+"""What keeps the files small and the log short: the maintenance thread, on its own connections.
 
 Who may do what:
 

@@ -1,5 +1,4 @@
-"""raft.db: the entries and the hard state of one member, on disk before anything that depends on them is
-said.
+"""raft.db: the entries and the hard state of one member, on disk before anybody hears of them.
 
 One `append` is one transaction and one sync (journal WAL, `synchronous=FULL`). The journal is allocated in
 advance and used again and again, because syncing a file that grows costs half as much again. Every entry
@@ -9,8 +8,7 @@ Threads, each with a connection of its own:
 
 - log thread: `append`.
 - loop: `initial`, `first_index`, `last_index`, `term`, `entries`. They see an append once it has returned; an
-  entry that is being overwritten must not be asked for meanwhile (raft does not: it has the new one in
-  memory).
+  entry that is being overwritten must not be asked for meanwhile (raft has the new one).
 - maintenance (any other thread): `cut`, `checkpoint`, `release_space`, `free_size_bytes`, one at a time. What
   keeps an append waiting lasts for a few milliseconds, and then the append is next.
 """
@@ -121,8 +119,8 @@ class RaftLog:
     ) -> RaftLog:
         """Open the file, creating it where there is none.
 
-        journal_size_bytes: allocated in advance, as far as the device has room. vfs: name of SQLite's VFS to
-        use.
+        journal_size_bytes: allocated in advance, as far as the device has room.
+        vfs: name of SQLite's VFS to use.
         Raises UnknownFormat, DamagedFile, DiskFull, DiskFailed, DirectoryInUse.
         """
         connections: list[apsw.Connection] = []
@@ -168,8 +166,7 @@ class RaftLog:
         return extent.term(index)
 
     def entries(self, low: int, high: int, max_bytes: int) -> list[Entry]:
-        """Entries with low <= index < high, in order: as many as fit into `max_bytes` of data, and at least
-        one.
+        """Entries with low <= index < high, in order: what fits into `max_bytes` of data, at least one.
 
         Raises IndexError when they are not all there, DamagedFile, DiskFailed.
         """
@@ -239,8 +236,7 @@ class RaftLog:
     # Maintenance
 
     def cut(self, index: int) -> None:
-        """Drop the entries up to `index`, a few at a time, letting appends in between; nothing when that was
-        done.
+        """Drop the entries up to `index`, if they are there, a few at a time, with appends in between.
 
         They are gone for good, so `index` must not lie beyond what a synced checkpoint of the state holds.
         Nothing is synced here. Raises DiskFull, DiskFailed, DamagedFile, ValueError (beyond the last entry).
@@ -271,8 +267,7 @@ class RaftLog:
         return 2 * self.journal_size_bytes >= JOURNAL_SIZE_BYTES
 
     def checkpoint(self) -> bool:
-        """Copy the journal into the file and sync that, so that the journal begins again; False: a reader
-        needs it.
+        """Copy the journal into the file, synced, so that it begins again; False: a reader needs it.
 
         Most is copied while appends go on; only for the rest, a few pages and two syncs, they wait.
         Raises DiskFull, SyncFailed (after which `append` raises it too), DiskFailed.

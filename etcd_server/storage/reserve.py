@@ -2,8 +2,7 @@
 
 A full disk must not cost more than the writes it refuses. Entries in the log have been answered, so their
 effect has to fit; the room for it is set aside while there is plenty, given up when it is needed, and taken
-again later. A server that starts on a full disk gives it up at once, because SQLite needs a little room even
-to read.
+again later. A server that starts on a full disk gives it up at once, because SQLite needs room even to read.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ class Reserve:
 
     @classmethod
     def open(cls, path: str) -> Reserve:
-        """The room as it was left, sized for the device: taken when there is plenty, given up when there is
-        none.
+        """The room as it was left; taken now if there is plenty, given up if there is none.
 
         To be called before the other files of the directory are opened. Raises DiskFailed.
         """

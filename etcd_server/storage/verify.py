@@ -3,8 +3,7 @@
 Checks the structure of both files (SQLite's own integrity_check), every entry of the log against its checksum
 and its neighbours, the hard state, that the log joins the state, and each table of the state against the
 others: every key and every old revision has its row, the stored KeyValues agree with the columns beside them,
-what was superseded leads to what superseded it, attached leases exist, and nothing is newer than the state
-says it is.
+what was superseded leads to what superseded it, attached leases exist, and nothing is newer than the state.
 """
 
 from __future__ import annotations

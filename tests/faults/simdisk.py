@@ -1,5 +1,4 @@
-"""A disk that loses power, fills up and fails to sync, as a VFS of SQLite; everything it does follows from a
-seed.
+"""A disk that loses power, fills up and fails to sync: a VFS of SQLite that acts from a seed.
 
 The contents of files are held here, in memory. Each file has what programs see (`current`) and what would
 survive (`durable`); the writes between the two are pending until a sync. A power cut ends the machine: from
@@ -8,8 +7,7 @@ at a boundary of 512 bytes (in any order, as disks do), whether a truncation or 
 deletion of a file took place, and the disk works again with what came of it.
 
 Locks and shared memory are the operating system's own, on empty files of the same names in a scratch
-directory, so that several connections work as on any disk. An access counts as one operation; faults are set
-by counting them.
+directory, so that several connections work as on any disk. Faults are set by counting accesses.
 
 Nothing here knows what is stored. One disk serves one machine; use `with SimulatedDisk(...) as disk` and give
 `disk.vfs_name` to whatever opens files, at paths made by `disk.path`.
@@ -71,8 +69,7 @@ class SimulatedDisk:
 
     operations, syncs: how many there have been. unsynced_lost: pending writes that cuts have dropped or torn.
     capacity_bytes: None, or what all files together may hold; a write beyond it fails as on a full disk.
-    sync_fails_at: number of the sync (from 1) that fails with an I/O error, dropping what it should have
-    written.
+    sync_fails_at: number of the sync (from 1) that fails, dropping what it should have written.
     syncs_lie: syncs report success and do nothing; for showing that a test would notice.
     """
 

@@ -1,5 +1,4 @@
-"""A sync that fails ends it: it is reported as such, never tried again, and what was acknowledged before is
-there.
+"""A failed sync is reported, never tried again, and takes nothing that was acknowledged.
 
 And the same life cut off at every single access to the disk, one after the other: no moment is special.
 """

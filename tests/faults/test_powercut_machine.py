@@ -1,11 +1,9 @@
-"""The real state machine on a disk that loses power: a restarted member ends up where one that never stopped
-is.
+"""The real state machine on a disk that loses power, against one that never stops.
 
 Random commands of every kind go into the log, and into a machine on the simulated disk; the same commands,
 once they are acknowledged, into a twin on a disk that never fails. Commits, checkpoints, steps of compaction
 and cuts of the log happen in between, until the power fails at a random access. Then `verify` must find
-nothing wrong, the log must join the state, and after replaying it every row of every table must be the
-twin's.
+nothing wrong, the log must join the state, and after replaying it every row must be the twin's.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 The state machine here is the smallest that would notice anything: a table that each entry changes, and a
 checksum chained over all entries ever applied. Its applied_index is committed with its effect, now and then;
 checkpoints are made, the log is cut below them, and the power fails at a random access. Then the state must
-be that of an index which the log joins, and applying the rest of the log must give the state of everything
-acknowledged.
+be that of an index which the log joins, and applying the rest of the log must give all that was acknowledged.
 """
 
 from __future__ import annotations
