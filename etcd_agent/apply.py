@@ -8,12 +8,23 @@ import time
 from collections.abc import Iterable, Mapping
 
 from etcd_agent.errors import AgentError, CheckError, HealthError, ReloadError
-from etcd_agent.execute import HELD, ROLLED_BACK, UNCHANGED, Executor, Outcome
+from etcd_agent.execute import Executor
 from etcd_agent.manifest import Manifest
 from etcd_agent.plan import Plan, make_plan, record_of
 from etcd_agent.plugins import PluginSet
 from etcd_agent.render import Renderer
-from etcd_agent.values import AgentConfig, Entry, Event, RenderedFile, Resource, Snapshot
+from etcd_agent.values import (
+    HELD,
+    ROLLED_BACK,
+    UNCHANGED,
+    AgentConfig,
+    Entry,
+    Event,
+    Outcome,
+    RenderedFile,
+    Resource,
+    Snapshot,
+)
 
 
 class Applier:

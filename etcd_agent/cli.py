@@ -21,7 +21,7 @@ import click
 from etcd_agent import logs
 from etcd_agent.apply import Applier, exit_status, snapshot_with
 from etcd_agent.config import DEFAULT_PATH, load
-from etcd_agent.errors import AgentError, ConfigError
+from etcd_agent.errors import AgentError, ConfigError, StoreError
 from etcd_agent.execute import Executor
 from etcd_agent.files import FileSystem
 from etcd_agent.follow import Store
@@ -29,7 +29,7 @@ from etcd_agent.plan import diff
 from etcd_agent.plugins import PluginSet
 from etcd_agent.runtime import Agent, builtin_plugins, is_locked, state_lock
 from etcd_agent.status import read_status, report
-from etcd_agent.values import AgentConfig, Entry, Resource, Snapshot
+from etcd_agent.values import AgentConfig, Entry, Outcome, Resource, Snapshot
 
 CHANGES = 2
 
@@ -87,14 +87,22 @@ def once(load_config: Callable[[], AgentConfig], names: Sequence[str]) -> None:
         try:
             for resource in _selected(config, names):
                 try:
-                    outcome = applier.run(resource, store.read(resource.ranges), noop=config.noop)
-                    status = status or exit_status(outcome)
+                    status = status or exit_status(_once(applier, store, resource, config.noop))
                 except AgentError as error:
                     click.echo(f"{resource.name}: {error}", err=True)
                     status = status or error.exit_status
         finally:
             store.close()
     sys.exit(status)
+
+
+def _once(applier: Applier, store: Store, resource: Resource, noop: bool) -> Outcome:
+    try:
+        snapshot = store.read(resource.ranges)
+    except StoreError:
+        applier.run(resource, None, noop=noop)  # a reload that is owed needs no store
+        raise
+    return applier.run(resource, snapshot, noop=noop)
 
 
 @cli.command()

@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from etcd_agent import commands, formats, overlay
 from etcd_agent.builtin import environment
@@ -28,9 +28,15 @@ from etcd_agent.manifest import Bad, Content, Manifest, Phase, from_json, to_jso
 from etcd_agent.plan import Plan, sha256
 from etcd_agent.plugins import PluginSet
 from etcd_agent.values import (
+    APPLIED,
+    HELD,
+    RESUMED,
+    ROLLED_BACK,
+    UNCHANGED,
     Applied,
     Command,
     FileState,
+    Outcome,
     Problem,
     Resource,
     Safety,
@@ -40,20 +46,6 @@ from etcd_agent.values import (
 )
 
 logger = logging.getLogger(__name__)
-
-APPLIED, UNCHANGED, RESUMED, ROLLED_BACK, HELD = "applied", "unchanged", "resumed", "rolled_back", "held"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How an apply ended without an exception. ``error`` is why it was rolled back or is held."""
-
-    kind: str
-    revision: int
-    changed: tuple[str, ...] = ()
-    detail: str = ""
-    error: str = ""
-    reloaded: bool = False
 
 
 class Executor:

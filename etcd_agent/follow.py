@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from etcd_agent.errors import StoreError
 from etcd_agent.keyspace import Mirror, in_subtree, key_text
+from etcd_agent.loop import backoff_s
 from etcd_agent.values import AgentConfig, Entry, Retry, Snapshot
 from etcd_client import Client, EtcdError, EventKind, KeyValue, RangeResult, Watch, WatchBatch, ops
 
@@ -77,13 +78,6 @@ def changes(batch: WatchBatch) -> Iterator[tuple[str, Entry | None]]:
         yield key_text(kv.key), entry
 
 
-def backoff_s(retry: Retry, failures: int, jitter: Callable[[], float] = random.random) -> float:
-    """How long to wait after ``failures`` failures in a row: doubled each time, spread over the upper
-    half."""
-    base: float = min(retry.max_backoff_s, retry.backoff_s * 2.0 ** min(failures - 1, 30))
-    return base * (0.5 + 0.5 * jitter()) if retry.jitter else base
-
-
 class Follower(threading.Thread):
     """Keeps the snapshot of one subtree current and says so through ``on_change``.
 
@@ -138,7 +132,7 @@ class Follower(threading.Thread):
             except StoreError as error:
                 failures += 1
                 self._fail(error, failures)
-                self._wake.wait(backoff_s(self._retry, failures))
+                self._wake.wait(backoff_s(self._retry, failures, random.random))
                 continue
             if self._list_error is not None:
                 logger.info("store: answers again at revision %d", snapshot.revision)

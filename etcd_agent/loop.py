@@ -14,11 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from etcd_agent.errors import AgentError
-from etcd_agent.execute import HELD, ROLLED_BACK, Outcome
-from etcd_agent.follow import backoff_s
-from etcd_agent.values import Resource, Retry, State
+from etcd_agent.values import HELD, ROLLED_BACK, Outcome, Resource, Retry, State
 
 NEVER = math.inf
+
+
+def backoff_s(retry: Retry, failures: int, jitter: Callable[[], float]) -> float:
+    """How long to wait after ``failures`` failures in a row: doubled each time, spread over the upper
+    half."""
+    base: float = min(retry.max_backoff_s, retry.backoff_s * 2.0 ** min(failures - 1, 30))
+    return base * (0.5 + 0.5 * jitter()) if retry.jitter else base
 
 
 @dataclass(slots=True)

@@ -26,14 +26,14 @@ from etcd_agent.apply import Applier
 from etcd_agent.builtin import BuiltinPlugin
 from etcd_agent.config import load
 from etcd_agent.errors import AgentError, ConfigError, GuardError, LockedError
-from etcd_agent.execute import Executor, Outcome
+from etcd_agent.execute import Executor
 from etcd_agent.follow import Follower, Store
 from etcd_agent.keyspace import in_subtree, restrict
 from etcd_agent.loop import Scheduler
 from etcd_agent.notify import Notifier
 from etcd_agent.plugins import PluginSet
 from etcd_agent.status import AgentStatus, summary, write_status
-from etcd_agent.values import AgentConfig, Resource, Snapshot, minimal_ranges
+from etcd_agent.values import AgentConfig, Outcome, Resource, Snapshot, minimal_ranges
 
 logger = logging.getLogger(__name__)
 

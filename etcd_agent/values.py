@@ -334,3 +334,18 @@ class Event:
     changed: tuple[str, ...] = ()
     detail: str = ""
     duration_s: float = 0.0
+
+
+APPLIED, UNCHANGED, RESUMED, ROLLED_BACK, HELD = "applied", "unchanged", "resumed", "rolled_back", "held"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a pass ended without an exception. ``error`` is why it was rolled back or is held."""
+
+    kind: str
+    revision: int
+    changed: tuple[str, ...] = ()
+    detail: str = ""
+    error: str = ""
+    reloaded: bool = False

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from etcd_agent.commands import expand, uses
 from etcd_agent.config import load, load_resource
 from etcd_agent.errors import AgentError, CheckError, ConfigError, GuardError
-from etcd_agent.execute import APPLIED, Outcome
 from etcd_agent.keyspace import Mirror, View
 from etcd_agent.loop import NEVER, Pacer, Scheduler
 from etcd_agent.manifest import Bad, Content, FileRecord, Manifest, Phase, from_json, to_json
@@ -22,8 +21,10 @@ from etcd_agent.notify import Notifier
 from etcd_agent.plan import diff, make_plan
 from etcd_agent.tables import locate
 from etcd_agent.values import (
+    APPLIED,
     Entry,
     FileState,
+    Outcome,
     Reload,
     RenderedFile,
     Resource,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import shlex
 from collections.abc import Iterator
@@ -47,7 +48,11 @@ def test_every_setting_and_field_is_in_the_tables() -> None:
             assert field.name in left_out or f"`{field.name}`" in README, field.name
 
 
-def test_the_examples_render(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_render(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # the command sets up logging for its process
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
     (resource,) = blocks("toml")
     keys = {}
     for line in "".join(blocks("console")).splitlines():

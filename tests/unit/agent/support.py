@@ -143,5 +143,5 @@ def plugin_packages(folder: Path) -> Iterator[Path]:
 
 
 def nginx_module(name: str = "") -> ModuleType:
-    """The nginx plugin, or a module of it, under the name by which it is installed (see ``plugin_packages``)."""
+    """The nginx plugin, or a module of it, under its installed name (see ``plugin_packages``)."""
     return importlib.import_module("etcd_agent_plugins.nginx" + (f".{name}" if name else ""))

@@ -8,10 +8,19 @@ from dataclasses import replace
 import pytest
 
 from etcd_agent.errors import CheckError
-from etcd_agent.execute import APPLIED, HELD, ROLLED_BACK, UNCHANGED, Outcome
-from etcd_agent.follow import backoff_s
-from etcd_agent.loop import NEVER, Pacer, Scheduler
-from etcd_agent.values import Reload, Resource, Retry, State, Wait
+from etcd_agent.loop import NEVER, Pacer, Scheduler, backoff_s
+from etcd_agent.values import (
+    APPLIED,
+    HELD,
+    ROLLED_BACK,
+    UNCHANGED,
+    Outcome,
+    Reload,
+    Resource,
+    Retry,
+    State,
+    Wait,
+)
 
 RESOURCE = Resource("web", "web.toml", "", ("/web",), (), wait=Wait(2.0, 10.0))
 RETRY = Retry(backoff_s=1.0, max_backoff_s=8.0, jitter=False)

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -36,6 +37,16 @@ GOOD = AgentStatus(
     resources=(ResourceStatus("web", State.APPLIED, 4711), ResourceStatus("db", State.APPLIED, 4700)),
 )
 FAILED = replace(GOOD, resources=(*GOOD.resources, ResourceStatus("x", State.FAILED, 1, error="no such key")))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command sets up logging for its process; here that is undone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def test_summary() -> None:
@@ -98,18 +109,12 @@ def test_lock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("style", ["text", "journal", "json"])
 def test_a_record_is_one_line(style: str) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
     stream = io.StringIO()
+    logs.set_up("info", style, stream)
     try:
-        logs.set_up("info", style, stream)
-        try:
-            raise ValueError("two\nlines")
-        except ValueError:
-            logging.getLogger("x").exception("a\nb")
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("x").exception("a\nb")
     (line,) = stream.getvalue().splitlines()
     assert "a b | Traceback" in line and "ValueError: two" in line
     if style == "journal":
