@@ -1,0 +1,170 @@
+"""How a cluster begins: who its first members are, their ids, and the entries that its log starts with.
+
+Every first member computes the same from the same flags (etcd: server/etcdserver/bootstrap.go,
+server/etcdserver/api/membership/cluster.go). Afterwards the membership is in the state, and a member knows
+itself by the file `identity` in its data directory: flags that would compute another id have no effect
+then, as in etcd, which keeps the ids in the head of its log.
+
+One first member is all that this version runs; more are parsed, checked and refused.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from etcd_server import flag_values
+from etcd_server.api.proto import command_pb2, rpc_pb2
+from etcd_server.config import Config, ConfigError
+from etcd_server.machine.members import cluster_id, member_id
+from etcd_server.raft.messages import Entry, EntryKind
+
+IDENTITY_FILE = "identity"
+
+
+class BootstrapError(ConfigError):
+    """The flags and the data directory do not make a member; the text is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a member is, in which cluster: unsigned 64-bit numbers that never change."""
+
+    member_id: int
+    cluster_id: int
+
+    def to_text(self) -> str:
+        return f"member {self.member_id:016x}\ncluster {self.cluster_id:016x}\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> Identity:
+        """Raises ValueError."""
+        match text.split():
+            case ["member", member, "cluster", cluster] if len(member) == len(cluster) == 16:
+                return cls(int(member, 16), int(cluster, 16))
+        raise ValueError(f"expected the lines 'member ID' and 'cluster ID', found {text[:60]!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class FirstEntries:
+    """What the log of a new cluster begins with: committed from the start, as all first members agree."""
+
+    identity: Identity
+    entries: tuple[Entry, ...]
+
+    @property
+    def member_id(self) -> int:
+        return self.identity.member_id
+
+    @property
+    def cluster_id(self) -> int:
+        return self.identity.cluster_id
+
+
+def parse_initial_cluster(text: str) -> dict[str, tuple[str, ...]]:
+    """{member name: its peer URLs, sorted} of "a=http://1.1.1.1:2380,a=http://2.2.2.2:2380,b=...".
+
+    Raises BootstrapError.
+    """
+    found: dict[str, set[str]] = {}
+    for pair in text.split(","):
+        name, separator, url = pair.strip().partition("=")
+        if not pair.strip():
+            continue
+        if not separator or not name:
+            raise BootstrapError(f'--initial-cluster: expected name=URL, found "{pair.strip()}"')
+        try:
+            found.setdefault(name, set()).add(flag_values.url(url.strip()))
+        except ValueError as error:
+            raise BootstrapError(f"--initial-cluster: member {name}: {error}") from None
+    return {name: tuple(sorted(urls)) for name, urls in found.items()}
+
+
+def first_entries(config: Config) -> FirstEntries:
+    """The beginning of the cluster that the flags describe. Raises BootstrapError."""
+    members = parse_initial_cluster(config.initial_cluster)
+    _check(config, members)
+    ids = {name: member_id(urls, config.initial_cluster_token) for name, urls in members.items()}
+    entries = [
+        Entry(
+            index=position,
+            term=1,
+            kind=EntryKind.CONF_CHANGE,
+            data=command_pb2.ConfChange(
+                kind=command_pb2.ConfChange.ADD_VOTER,
+                member=rpc_pb2.Member(ID=ids[name], name=name, peerURLs=members[name]),
+            ).SerializeToString(deterministic=True),
+        )
+        for position, name in enumerate(sorted(members, key=ids.__getitem__), start=1)
+    ]
+    return FirstEntries(Identity(ids[config.name], cluster_id(ids.values())), tuple(entries))
+
+
+def _check(config: Config, members: dict[str, tuple[str, ...]]) -> None:
+    """As etcd's VerifyBootstrap (server/config/config.go), but URLs are compared as they are written."""
+    if config.initial_cluster_state == "existing":
+        raise BootstrapError(
+            "--initial-cluster-state existing: joining a cluster is not supported by this version yet"
+        )
+    own = members.get(config.name)
+    if own is None:
+        raise BootstrapError(
+            f'couldn\'t find local name "{config.name}" in the initial cluster configuration '
+            f"(--initial-cluster {config.initial_cluster})"
+        )
+    advertised = ",".join(config.initial_advertise_peer_urls)
+    for url in own:
+        if url not in config.initial_advertise_peer_urls:
+            raise BootstrapError(
+                f"--initial-cluster has {config.name}={url} but missing from "
+                f"--initial-advertise-peer-urls={advertised}"
+            )
+    for url in config.initial_advertise_peer_urls:
+        if url not in own:
+            raise BootstrapError(
+                f"--initial-advertise-peer-urls has {url} but missing from "
+                f"--initial-cluster={config.initial_cluster}"
+            )
+    urls = [url for member_urls in members.values() for url in member_urls]
+    if len(set(urls)) != len(urls):
+        raise BootstrapError(f"initial cluster {config.initial_cluster} has duplicate url")
+    if len(members) > 1:
+        raise BootstrapError(
+            f"--initial-cluster names {len(members)} members: a cluster of more than one is not supported by "
+            "this version yet"
+        )
+
+
+def is_new(data_dir: str | os.PathLike[str]) -> bool:
+    """Whether no member has ever been begun in this directory."""
+    return not os.path.exists(os.path.join(data_dir, IDENTITY_FILE))
+
+
+def read_identity(data_dir: str | os.PathLike[str]) -> Identity | None:
+    """Who the member of this directory is; None in a new one. Raises BootstrapError."""
+    path = Path(data_dir) / IDENTITY_FILE
+    try:
+        return Identity.from_text(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BootstrapError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BootstrapError(f"{path}: damaged: {error}") from error
+
+
+def write_identity(data_dir: str | os.PathLike[str], identity: Identity) -> None:
+    """Make the member known, durably: the file is there whole or not at all. Raises OSError."""
+    path = Path(data_dir) / IDENTITY_FILE
+    temporary = path.with_name(IDENTITY_FILE + ".new")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(identity.to_text())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
