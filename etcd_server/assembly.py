@@ -16,7 +16,7 @@ from etcd_server.config import Config
 from etcd_server.logs import reopen
 from etcd_server.machine.apply import Machine
 from etcd_server.raft.messages import HardState
-from etcd_server.raft.node import Config as RaftConfig
+from etcd_server.raft.state import Config as RaftConfig
 from etcd_server.raft.node import Node
 from etcd_server.runtime import Loop, tune_interpreter
 from etcd_server.services.core import Settings
@@ -53,6 +53,7 @@ def settings_of(config: Config, member_id: int, cluster_id: int) -> Settings:
         max_request_bytes=config.max_request_bytes,
         quota_bytes=config.quota_backend_bytes or DEFAULT_QUOTA_BYTES,
         snapshot_count=config.snapshot_count,
+        catch_up_entries=config.snapshot_catchup_entries,
         auto_compaction_mode=config.auto_compaction_mode,
         auto_compaction_retention=config.auto_compaction_retention,
         progress_notify_interval_s=config.watch_progress_notify_interval_s,
@@ -66,7 +67,14 @@ def run(config: Config) -> int:
     directory belongs to another member or cluster): each text is one line for the user.
     """
     with ExitStack() as stack:
-        transport = Transport(METHODS, config.max_request_bytes)
+        transport = Transport(
+            METHODS,
+            config.max_request_bytes,
+            max_concurrent_streams=config.max_concurrent_streams,
+            keepalive_min_time_s=config.grpc_keepalive_min_time_s,
+            keepalive_interval_s=config.grpc_keepalive_interval_s,
+            keepalive_timeout_s=config.grpc_keepalive_timeout_s,
+        )
         stack.callback(transport.close, 0.0)
         listen(transport, config)
         directory = DataDirectory.open(config.data_dir)
@@ -80,7 +88,7 @@ def run(config: Config) -> int:
             reserve=Reserve.open(directory.reserve_path),
         )
         stack.callback(database.close)
-        engine = build_engine(config, raft_log, Machine(database))
+        engine = build_engine(config, identify(config, directory, raft_log), raft_log, Machine(database))
         durations = Durations()
         pages = Pages(engine, transport, durations, VERSION)
         front = HttpFront(
@@ -112,27 +120,37 @@ def listen(transport: Transport, config: Config) -> None:
             log.info("serving %s traffic", name, extra={"address": transport.listen(url, name)})
 
 
-def build_engine(config: Config, raft_log: RaftLog, machine: Machine) -> Engine:
-    """The engine over opened files; a new log is given the first entries of the cluster."""
-    first = bootstrap.first_entries(config)
-    if raft_log.last_index() == 0:
-        raft_log.append(HardState(term=1, vote=0, commit=len(first.entries)), first.entries)
-    member_id, cluster_id = first.member_id, first.cluster_id
+def identify(config: Config, directory: DataDirectory, raft_log: RaftLog) -> bootstrap.Identity:
+    """Who this member is. A new one is given its first entries, then its identity; killed in between, it is
+    given the same ones again. Raises BootstrapError, StorageError."""
+    identity = bootstrap.read_identity(directory.path)
+    if identity is None:
+        first = bootstrap.first_entries(config)
+        if raft_log.last_index() == 0:
+            raft_log.append(HardState(term=1, vote=0, commit=len(first.entries)), first.entries)
+        identity = first.identity
+        bootstrap.write_identity(directory.path, identity)
+    return identity
+
+
+def build_engine(config: Config, identity: bootstrap.Identity, raft_log: RaftLog, machine: Machine) -> Engine:
+    """The engine over opened files."""
     members = machine.members.all()
     node = Node(
         RaftConfig(
-            member_id=member_id,
+            member_id=identity.member_id,
             voters=tuple(member.ID for member in members if not member.isLearner),
             learners=tuple(member.ID for member in members if member.isLearner),
             hard_state=raft_log.initial()[0],
             applied_index=machine.applied_index,
             election_ticks=config.election_timeout_ms // config.heartbeat_interval_ms,
+            pre_vote=config.pre_vote,
         ),
         raft_log,
         random.Random(),
     )
     return Engine(
-        settings=settings_of(config, member_id, cluster_id),
+        settings=settings_of(config, identity.member_id, identity.cluster_id),
         node=node,
         log_storage=raft_log,
         machine=machine,

@@ -18,7 +18,8 @@ from etcd_server.api.methods import METHODS
 from etcd_server.api.proto import command_pb2, rpc_pb2
 from etcd_server.machine.apply import Machine
 from etcd_server.raft.messages import Entry, EntryKind, HardState
-from etcd_server.raft.node import Config, Node
+from etcd_server.raft.node import Node
+from etcd_server.raft.state import Config
 from etcd_server.services.core import Settings
 from etcd_server.services.engine import Engine
 from etcd_server.services.events import STREAM_MESSAGE, STREAM_OPEN, Batch, Effects

@@ -52,14 +52,15 @@ class Sink(Protocol):
 class Transport:
     """The client and peer ports of one member."""
 
-    def __init__(self, methods: Iterable[str], max_request_bytes: int) -> None:
-        """`methods`: the paths that the engine serves."""
+    def __init__(self, methods: Iterable[str], max_request_bytes: int, **limits: Any) -> None:
+        """`methods`: the paths that the engine serves. `limits`: of the wire, by its names."""
         self._rpcs = {path: METHODS[path] for path in methods}
         self._parse: dict[str, Parse] = {path: rpc.request.FromString for path, rpc in self._rpcs.items()}
         self._wire = Wire(
             {path: _wire.MANY if rpc.kind is Kind.BIDI else _wire.ONE for path, rpc in self._rpcs.items()},
             metadata_keys=METADATA_KEYS,
             max_message_bytes=max_request_bytes + MESSAGE_OVERHEAD_BYTES,
+            **limits,
         )
         self._open: dict[int, str] = {}  # every call and stream that is not over: its path
         self._functions: dict[int, AnswerFunction] = {}  # the member's own calls
