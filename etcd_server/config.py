@@ -7,7 +7,6 @@ whoever has a `Config` knows that every check has passed that can be made withou
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from etcd_server import flag_values
 from etcd_server.config_file import ConfigFileError, read_config_file
 from etcd_server.flag_values import Value
-from etcd_server.flags import FEATURE_GATES, FLAGS, FORMER_NAMES, Flag, Kind, Support, find
+from etcd_server.flags import FEATURE_GATES, FLAGS, FORMER_NAMES, Flag, Kind, Support, find, nearest
 
 LONGEST_ELECTION_TIMEOUT_MS = 50_000
 LARGEST_ADVISED_QUOTA_BYTES = 8 * 1024**3
@@ -122,7 +121,9 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         name = "help" if name == "h" else name
         flag = find(name)
         if flag is None:
-            raise UsageError(f"flag provided but not defined: {argument.partition('=')[0]}{_nearest(name)}")
+            near = nearest(name)
+            hint = f" (did you mean --{near}?)" if near else ""
+            raise UsageError(f"flag provided but not defined: {argument.partition('=')[0]}{hint}")
         if not separator:
             if flag.kind is Kind.SWITCH:
                 text = "true"
@@ -198,11 +199,6 @@ def _file_notice(path: str, command_line: CommandLine, environment: Mapping[str,
     if ignored:
         fields["ignored"] = ignored
     return Notice("warn" if ignored else "info", text, fields)
-
-
-def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, [*FLAGS, *FORMER_NAMES], 1)
-    return f" (did you mean --{near[0]}?)" if near else ""
 
 
 def _read(flag: Flag, source: str, text: str) -> Value:

@@ -9,14 +9,13 @@ because a misspelt setting would be a setting that is not in force (etcd passes 
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import toml
 import yaml
 
-from etcd_server.flags import FLAGS, FORMER_NAMES, Flag, Kind, find
+from etcd_server.flags import Flag, Kind, find, nearest
 
 _SECTIONS: dict[str, dict[str, str]] = {
     "client-transport-security": {
@@ -76,7 +75,7 @@ def read_config_file(path: str) -> dict[str, tuple[str, str]]:
         elif isinstance(value, dict):
             for inner, inner_value in value.items():
                 if inner not in section:
-                    raise _unknown(path, f"{key}.{inner}", inner, [*section])
+                    raise _unknown(path, f"{key}.{inner}", nearest(inner, section))
                 _take(path, f"{key}.{inner}", section[inner], inner_value, found)
         elif value is not None:
             raise ConfigFileError(f"{path}: {key}: expected a section of keys, found {_shown(value)}")
@@ -103,17 +102,13 @@ def _parse(path: str, text: str) -> dict[str, Any]:
 def _take(path: str, key: str, name: str, value: Any, found: dict[str, tuple[str, str]]) -> None:
     flag = find(name)
     if flag is None or name in _OF_THE_COMMAND_LINE:
-        known = [*FLAGS, *FORMER_NAMES, *_SECTIONS]
-        raise _unknown(
-            path, key, name, [known_name for known_name in known if known_name not in _OF_THE_COMMAND_LINE]
-        )
+        raise _unknown(path, key, nearest(name))
     if value is not None:
         found[flag.name] = (key, _text(path, key, flag, value))
 
 
-def _unknown(path: str, key: str, name: str, known: list[str]) -> ConfigFileError:
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f'; did you mean "{near[0]}"?' if near else ""
+def _unknown(path: str, key: str, near: str | None) -> ConfigFileError:
+    hint = f'; did you mean "{near}"?' if near and near not in _OF_THE_COMMAND_LINE else ""
     return ConfigFileError(f'{path}: unknown key "{key}"{hint}')
 
 

@@ -7,6 +7,8 @@ server/etcdmain/help.go), so that the command line of an existing installation c
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -488,3 +490,9 @@ FEATURE_GATES: Final = frozenset(
 def find(name: str) -> Flag | None:
     """The flag of this name, today's or a former one."""
     return FLAGS.get(FORMER_NAMES.get(name, name))
+
+
+def nearest(name: str, known: Iterable[str] = ()) -> str | None:
+    """What a user who wrote `name` may have meant: of `known`, or else of all flags that have an effect."""
+    effective = known or [flag.name for flag in FLAGS.values() if flag.support is not IGNORED]
+    return next(iter(difflib.get_close_matches(name, effective, 1)), None)
