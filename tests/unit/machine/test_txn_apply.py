@@ -116,6 +116,8 @@ def test_unknown_targets_and_results_hold_as_in_etcd(lab: Lab) -> None:
     assert not lab.txn(txn(unknown)).succeeded
     unknown = rpc_pb2.Compare(key=b"a", result=9, version=99)  # type: ignore[arg-type]
     assert lab.txn(txn(unknown)).succeeded
+    unknown = rpc_pb2.Compare(key=b"a", range_end=b"c", result=9, version=99)  # type: ignore[arg-type]
+    assert lab.txn(txn(unknown)).succeeded
 
 
 def test_all_compares_see_the_state_before_the_txn(lab: Lab) -> None:
