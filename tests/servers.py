@@ -136,6 +136,11 @@ class Server:
                 raise RuntimeError(f"{self._command[0]} not healthy in {limit_s} s:\n{self.log_tail()}")
             time.sleep(0.02)
 
+    @property
+    def running(self) -> bool:
+        """The process has been started and has not ended."""
+        return self.process is not None and self.process.poll() is None
+
     def stop(self, limit_s: float = STOP_LIMIT_S) -> int:
         """SIGTERM, then SIGKILL after `limit_s`; returns the exit status."""
         if self.process is None:

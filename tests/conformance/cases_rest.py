@@ -67,8 +67,8 @@ def lease_time_to_live(t: Target) -> None:
 
 def lease_list(t: Target) -> None:
     t.leases()
-    t.grant(300, 9)
-    t.grant(100, 7)
+    t.grant(300, 7)
+    t.grant(100, 9)
     t.grant(200, 8)
     t.leases()
     t.revoke(8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from etcd_server.api.proto import rpc_pb2
-from tests.conformance.target import Target, delete_op, put_op
+from tests.conformance.target import Target, delete_op, put_op, txn_op
 
 
 def news(t: Target) -> None:
@@ -117,9 +117,32 @@ def previous_values(t: Target) -> None:
         t.put(b"k", b"2")
         stream.receive(2)
         stream.create(b"k", prev_kv=True, start_revision=t.rev(1), answers=2)
-    t.compact(t.rev(3))
+
+
+def previous_values_that_are_compacted(t: Target) -> None:
+    for value in (b"0", b"1", b"2"):
+        t.put(b"k", value)
+    t.compact(t.rev(2), physical=True)
     with t.watch_stream() as stream:
-        stream.create(b"k", prev_kv=True, start_revision=t.rev(3), answers=2)
+        stream.create(b"k", prev_kv=True, start_revision=t.rev(2), answers=2)
+
+
+def deletion_at_the_compacted_revision(t: Target) -> None:
+    t.put(b"k", b"0")
+    t.delete(b"k")
+    t.put(b"k", b"1")
+    t.compact(t.rev(2), physical=True)
+    with t.watch_stream() as stream:
+        stream.create(b"k", start_revision=t.rev(2), answers=2)
+
+
+def previous_values_in_one_transaction(t: Target) -> None:
+    t.put(b"a", b"before")
+    twice = txn_op(success=[delete_op(b"a"), delete_op(b"b")])
+    with t.watch_stream() as stream:
+        stream.create(b"a", b"z", prev_kv=True)
+        t.txn(success=[txn_op(success=[put_op(b"a", b"1"), put_op(b"b", b"2")]), twice])
+        stream.receive(1)
 
 
 def watch_ids(t: Target) -> None:
@@ -238,6 +261,9 @@ CASES = (
     ranges,
     filters,
     previous_values,
+    previous_values_that_are_compacted,
+    deletion_at_the_compacted_revision,
+    previous_values_in_one_transaction,
     watch_ids,
     cancelling,
     empty_messages,

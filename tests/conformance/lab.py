@@ -32,7 +32,11 @@ class Lab:
 
     def server(self, kind: str) -> Server:
         """The running server of `kind`; skips the test when it cannot be started here."""
-        if kind not in self._servers:
+        running = self._servers.get(kind)
+        if running is not None and not running.running:
+            # A case that ended the server has failed; the cases after it are not to fail with it.
+            running.start()
+        if running is None:
             if kind not in available_servers():
                 pytest.skip(f"{kind} is not installed here")
             folder = self._folder / f"{next(self._numbers)}"
@@ -41,8 +45,9 @@ class Lab:
         return self._servers[kind]
 
     def target(self, kind: str) -> Target:
+        address = self.server(kind).address
         if kind not in self._targets:
-            self._targets[kind] = Target(self.server(kind).address)
+            self._targets[kind] = Target(address)
         return self._targets[kind]
 
     def seen(self, kind: str, name: str) -> list[Exchange]:
