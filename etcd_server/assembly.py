@@ -16,8 +16,8 @@ from etcd_server.config import Config
 from etcd_server.logs import reopen
 from etcd_server.machine.apply import Machine
 from etcd_server.raft.messages import HardState
-from etcd_server.raft.state import Config as RaftConfig
 from etcd_server.raft.node import Node
+from etcd_server.raft.state import Config as RaftConfig
 from etcd_server.runtime import Loop, tune_interpreter
 from etcd_server.services.core import Settings
 from etcd_server.services.engine import METHODS, Engine
@@ -79,16 +79,19 @@ def run(config: Config) -> int:
         listen(transport, config)
         directory = DataDirectory.open(config.data_dir)
         stack.callback(directory.close)
+        reserve = Reserve.open(directory.reserve_path)
         raft_log = RaftLog.open(directory.raft_log_path)
         stack.callback(raft_log.close)
         database = StateDatabase.open(
             directory.state_path,
             STATE_SCHEMA,
             STATE_SCHEMA_VERSION,
-            reserve=Reserve.open(directory.reserve_path),
+            reserve=reserve,
         )
         stack.callback(database.close)
-        engine = build_engine(config, identify(config, directory, raft_log), raft_log, Machine(database))
+        machine = Machine(database)
+        raft_log.check_joins(machine.applied_index)
+        engine = build_engine(config, identify(config, directory, raft_log), raft_log, machine)
         durations = Durations()
         pages = Pages(engine, transport, durations, VERSION)
         front = HttpFront(
@@ -100,7 +103,7 @@ def run(config: Config) -> int:
             front=front,
             database=database,
             writer=LogWriter(raft_log, transport.post, durations.log_sync.observe),
-            keeper=Keeper(directory, raft_log, transport.post),
+            keeper=Keeper(directory, reserve, raft_log, transport.post),
             on_ready=lambda: announce(config, engine),
             on_reload=reopen,
         )

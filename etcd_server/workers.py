@@ -18,6 +18,7 @@ from etcd_server.storage.datadir import DataDirectory
 from etcd_server.storage.errors import DiskFull
 from etcd_server.storage.maintenance import StateMaintenance
 from etcd_server.storage.raftlog import RaftLog
+from etcd_server.storage.reserve import Reserve
 
 RETRY_FULL_DISK_S = 0.5
 KEEPER_INTERVAL_S = 1.0
@@ -126,8 +127,9 @@ class Keeper:
     """Checkpoints, cuts the log, gives space back and watches the room on the device, in a thread of its
     own."""
 
-    def __init__(self, directory: DataDirectory, raft_log: RaftLog, post: Post) -> None:
+    def __init__(self, directory: DataDirectory, reserve: Reserve, raft_log: RaftLog, post: Post) -> None:
         self._directory = directory
+        self._reserve = reserve
         self._log = raft_log
         self._post = post
         self._cut_to = 0
@@ -187,6 +189,7 @@ class Keeper:
             self._report(full=True)
         elif free_bytes >= 2 * LOWEST_ROOM_BYTES:
             self._report(full=False)
+            self._reserve.take()
 
     def _report(self, *, full: bool) -> None:
         if full != self._full:

@@ -78,6 +78,9 @@ SERVED = {
 METHODS = frozenset(f"/{service}/{method}" for service, methods in SERVED.items() for method in methods)
 
 COMPACTION_STEP_ROWS = 1_000
+RELEASE_STEP_PAGES = 256
+# Free pages are used again by later writes; only what is more than this share of the file is given back.
+FREE_SHARE = 1 / 8
 REPLAY_BYTES = 4 * 1024 * 1024
 
 # What a committed change of the membership means to raft.
@@ -154,6 +157,7 @@ class Engine:
         self._version_proposed = False
         self._alarm_proposed = False
         self._compacting = machine.compaction_pending
+        self._releasing = False
         self._cut_to = 0
 
     @property
@@ -396,6 +400,8 @@ class Engine:
         log."""
         if self._compacting:
             self._compact(effects)
+        elif self._releasing:
+            self._release(effects)
         if (
             self.machine.database.in_transaction
             and now - self._committed_s >= self.settings.commit_interval_s
@@ -418,6 +424,21 @@ class Engine:
             effects.more_work = True
         else:
             self.kv.compaction_finished()
+            self._releasing = True
+
+    def _release(self, effects: Effects) -> None:
+        """Give what compaction has freed back to the file system, a step a turn."""
+        database, applied_index = self.machine.database, self.machine.applied_index
+        size_bytes = database.size_bytes
+        self._releasing = size_bytes - database.size_in_use_bytes > size_bytes * FREE_SHARE
+        if not self._releasing:
+            return
+        try:
+            effects.more_work = self._releasing = database.release_space(RELEASE_STEP_PAGES) > 0
+        except StateRolledBack:
+            self._releasing = False
+            self.machine.reload()
+            self._replay(applied_index)
 
     def commit(self, now: float) -> None:
         """Commit the state database: what was applied, and applied_index, in one transaction."""

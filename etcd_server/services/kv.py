@@ -14,31 +14,10 @@ from collections.abc import Sequence
 
 from etcd_server.api import errors
 from etcd_server.api.proto import rpc_pb2
-from etcd_server.machine.txn import check_txn
+from etcd_server.machine.txn import check_delete_range, check_put, check_range, check_txn, contains_put
 from etcd_server.services.core import Core
 from etcd_server.services.proposals import COMPACTION, DELETE_RANGE, PUT, TXN, Outcome, Waiter
 from etcd_server.services.reads import Reads
-
-SORT_ORDERS = frozenset(rpc_pb2.RangeRequest.SortOrder.values())
-SORT_TARGETS = frozenset(rpc_pb2.RangeRequest.SortTarget.values())
-
-
-def check_range(request: rpc_pb2.RangeRequest) -> None:
-    """Raises KeyNotProvided, InvalidSortOption."""
-    if not request.key:
-        raise errors.KeyNotProvided
-    if request.sort_order not in SORT_ORDERS or request.sort_target not in SORT_TARGETS:
-        raise errors.InvalidSortOption
-
-
-def check_put(request: rpc_pb2.PutRequest) -> None:
-    """Raises KeyNotProvided, ValueProvided, LeaseProvided."""
-    if not request.key:
-        raise errors.KeyNotProvided
-    if request.ignore_value and request.value:
-        raise errors.ValueProvided
-    if request.ignore_lease and request.lease:
-        raise errors.LeaseProvided
 
 
 def is_read_only(request: rpc_pb2.TxnRequest) -> bool:
@@ -50,20 +29,6 @@ def is_read_only(request: rpc_pb2.TxnRequest) -> bool:
 def is_serializable(request: rpc_pb2.TxnRequest) -> bool:
     """Every range of a read-only txn asks for a local read (etcd: isTxnSerializable)."""
     return all(op.request_range.serializable for op in (*request.success, *request.failure))
-
-
-def contains_put(operations: Sequence[rpc_pb2.RequestOp]) -> bool:
-    """Whether a branch of a txn, nested ones included, may write a value: such a txn counts against the
-    quota."""
-    for operation in operations:
-        kind = operation.WhichOneof("request")
-        if kind == "request_put":
-            return True
-        if kind == "request_txn":
-            nested = operation.request_txn
-            if contains_put(nested.success) or contains_put(nested.failure):
-                return True
-    return False
 
 
 class KV:
@@ -119,8 +84,10 @@ class KV:
     def delete_range(self, calls: Sequence[tuple[int, rpc_pb2.DeleteRangeRequest]]) -> None:
         core = self._core
         for call_id, request in calls:
-            if not request.key:
-                core.answers.append((call_id, errors.KeyNotProvided()))
+            try:
+                check_delete_range(request)
+            except errors.EtcdError as error:
+                core.answers.append((call_id, error))
             else:
                 core.propose(DELETE_RANGE, request, call_id)
 
@@ -139,7 +106,7 @@ class KV:
                     self._answer_txn(call_id, request)
                 else:
                     linearizable.append((self._answer_txn, call_id, request))
-            elif refused is not None and contains_put((*request.success, *request.failure)):
+            elif refused is not None and contains_put(request):
                 core.answers.append((call_id, refused))
             else:
                 core.propose(TXN, request, call_id)
