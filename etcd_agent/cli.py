@@ -148,6 +148,9 @@ def _show_plan(applier: Applier, resource: Resource, snapshot: Snapshot, check: 
     click.echo(diff(made), nl=False)
     if made.reload_pending:
         click.echo(f"# {resource.name}: a reload is pending")
+    manifest = applier.manifest(resource)
+    if made.actions and manifest.bad is not None and manifest.refuses(made.target):
+        click.echo(f"# {resource.name}: held, because exactly this was rolled back: {manifest.bad.error}")
     if check and made.actions:
         with tempfile.TemporaryDirectory(prefix="etcd-py-agent-plan-") as directory:
             applier.check(resource, made, snapshot, f"{directory}/stage")

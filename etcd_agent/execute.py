@@ -193,6 +193,8 @@ class Executor:
         result = commands.run(command, timeout_s=resource.check.timeout_s, env=variables)
         if not result.ok:
             shown = resource.check.cmd if resource.check.cmd is not None else command
+            if any(template.sensitive for template in resource.templates):
+                result = replace(result, output="")  # a check may well quote the line that it dislikes
             raise CheckError(f"check: {result.reason(shown, resource.check.timeout_s)}")
 
     # Swap.

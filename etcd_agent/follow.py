@@ -22,6 +22,8 @@ from etcd_client import Client, EtcdError, EventKind, KeyValue, RangeResult, Wat
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE_S = 1.0
+
 
 class Store:
     """The agent's two questions to an etcd-compatible store. Raises StoreError, one line."""
@@ -102,14 +104,20 @@ class Follower(threading.Thread):
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._list_error: StoreError | None = None
+        self._lost_at_s: float | None = None
 
-    @property
-    def error(self) -> str | None:
-        """Why the store is away, or None."""
+    def trouble(self, now_s: float) -> str | None:
+        """Why the store is away, or None. A watch that is replaced within a second is no trouble. Main loop
+        only."""
         if self._list_error is not None:
             return str(self._list_error)
         watch = self._watch
-        return f"store: {watch.last_error}" if watch is not None and watch.last_error is not None else None
+        lost = watch.last_error if watch is not None else None
+        if lost is None:
+            self._lost_at_s = None
+            return None
+        self._lost_at_s = now_s if self._lost_at_s is None else self._lost_at_s
+        return f"store: {lost}" if now_s - self._lost_at_s >= _PATIENCE_S else None
 
     def relist(self) -> None:
         """List again soon, from any thread: the periodic guard against anything that was missed."""
@@ -128,24 +136,36 @@ class Follower(threading.Thread):
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                snapshot = self._store.read([self.top])
-            except StoreError as error:
-                failures += 1
-                self._fail(error, failures)
-                self._wake.wait(backoff_s(self._retry, failures, random.random))
+                self._list_and_follow()
+                failures = 0
                 continue
-            if self._list_error is not None:
-                logger.info("store: answers again at revision %d", snapshot.revision)
-            self._list_error, failures = None, 0
-            first = self.snapshot is None
-            changed = self._mirror.replace(snapshot.cluster_id, snapshot.revision, snapshot.entries)
-            self.snapshot = self._mirror.snapshot()
-            if first or changed:
-                self._on_change()
-            if self._watching:
-                self._follow(snapshot.revision + 1)
-            else:
-                self._wake.wait()
+            except StoreError as error:
+                trouble = error
+            except Exception as error:  # a bug must not end the following for ever
+                logger.exception("watch of %s: unexpected", self.top or "/")
+                trouble = StoreError(
+                    f"store: {type(error).__name__}: {error} (a bug of the agent; see its log)"
+                )
+            if self._stopping.is_set():
+                return
+            failures += 1
+            self._fail(trouble, failures)
+            self._wake.wait(backoff_s(self._retry, failures, random.random))
+
+    def _list_and_follow(self) -> None:
+        snapshot = self._store.read([self.top])
+        if self._list_error is not None:
+            logger.info("store: answers again at revision %d", snapshot.revision)
+        self._list_error = None
+        first = self.snapshot is None
+        changed = self._mirror.replace(snapshot.cluster_id, snapshot.revision, snapshot.entries)
+        self.snapshot = self._mirror.snapshot()
+        if first or changed:
+            self._on_change()
+        if self._watching:
+            self._follow(snapshot.revision + 1)
+        else:
+            self._wake.wait()
 
     def _follow(self, start_revision: int) -> None:
         """Take batches until the watch ends for a reason that a new list mends."""

@@ -359,7 +359,9 @@ class Agent:
         )
 
     def _status(self) -> AgentStatus:
-        errors = [follower.error for follower in self._followers.values() if follower.error]
+        now = time.monotonic()
+        troubles = [follower.trouble(now) for follower in self._followers.values()]
+        errors = [trouble for trouble in troubles if trouble]
         snapshots = [follower.snapshot for follower in self._followers.values() if follower.snapshot]
         return AgentStatus(
             pid=os.getpid(),

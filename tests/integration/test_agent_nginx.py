@@ -286,8 +286,9 @@ def test_a_changed_key_moves_traffic_and_a_bad_value_never_reaches_nginx(world: 
     assert world.output.read_text() == good and world.answer() == "two"
 
     # What only nginx can see is wrong is refused by nginx -t on the staged tree.
-    world.client.put("/demo/nginx/upstreams/app/servers/a", "no-such-host.invalid:80")
-    wait_for(lambda: "host not found" in str(world.status()["error"]), "nginx -t refuses")
+    only_backup = json.dumps({"address": world.one.address, "backup": True})
+    world.client.put("/demo/nginx/upstreams/app/servers/a", only_backup)
+    wait_for(lambda: "nginx -t: no servers in upstream" in str(world.status()["error"]), "nginx -t refuses")
     assert world.output.read_text() == good and world.answer() == "two"
 
     world.client.put("/demo/nginx/upstreams/app/servers/a", world.one.address)
@@ -487,8 +488,10 @@ def test_once_plan_render_and_exit_statuses(world: World) -> None:
     refused = world.agent("plan", "--set", f"{key}=evil; }}")
     assert (refused.returncode, refused.stdout) == (3, "")
     assert refused.stderr.count("\n") == 1 and "address: expected host:port" in refused.stderr
-    held = world.agent("plan", "--set", f"{key}=no-such-host.invalid:80")
-    assert held.returncode == 3 and "nginx -t: host not found" in held.stderr
+    only_backup = json.dumps({"address": world.one.address, "backup": True})
+    held = world.agent("plan", "--set", f"{key}={only_backup}")
+    assert held.returncode == 3 and "nginx -t: no servers in upstream" in held.stderr
+    assert f"{world.output}:" in held.stderr, "nginx names the real file, not the copy that was tested"
     deleted = world.agent("plan", "--delete", key)
     assert deleted.returncode == 3 and "names upstream 'app', which is not there" in deleted.stderr
 

@@ -177,6 +177,14 @@ def test_format_check(tmp_path: Path, name: str, good: str, bad: str) -> None:
     assert host.text == good + "\n"
 
 
+def test_a_check_does_not_betray_a_sensitive_file(tmp_path: Path) -> None:
+    check = '[check]\ncmd = "cat {{src}}; exit 1"'
+    host = Host(tmp_path, configure(tmp_path, check, template="sensitive = true"))
+    with pytest.raises(CheckError) as caught:
+        host.apply("s3cret")
+    assert "exit status 1" in str(caught.value) and "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("value", ["BAD", "SICK"])
 def test_failed_reload_or_health_restores_reloads_and_remembers(host: Host, value: str) -> None:
     host.apply("one")
