@@ -18,7 +18,7 @@ from etcd_agent.errors import StoreError
 from etcd_agent.keyspace import Mirror, in_subtree, key_text
 from etcd_agent.loop import backoff_s
 from etcd_agent.values import AgentConfig, Entry, Retry, Snapshot
-from etcd_client import Client, EtcdError, EventKind, KeyValue, RangeResult, Watch, WatchBatch, ops
+from etcd_client import Client, Compacted, EtcdError, EventKind, KeyValue, RangeResult, Watch, WatchBatch, ops
 
 logger = logging.getLogger(__name__)
 
@@ -143,9 +143,7 @@ class Follower(threading.Thread):
                 trouble = error
             except Exception as error:  # a bug must not end the following for ever
                 logger.exception("watch of %s: unexpected", self.top or "/")
-                trouble = StoreError(
-                    f"store: {type(error).__name__}: {error} (a bug of the agent; see its log)"
-                )
+                trouble = StoreError(f"store: {type(error).__name__}: {error} (a bug; see the log)")
             if self._stopping.is_set():
                 return
             failures += 1
@@ -179,8 +177,10 @@ class Follower(threading.Thread):
                 self.snapshot = self._mirror.snapshot()
                 if changed:
                     self._on_change()
-        except EtcdError as error:
+        except Compacted as error:
             logger.info("watch of %s: %s; listing again", self.top or "/", error)
+        except EtcdError as error:
+            raise StoreError(f"store: {error}") from error
         finally:
             with self._lock:
                 self._watch = None

@@ -129,11 +129,15 @@ def test_compaction_lists_again_at_once(follow: Callable[..., Followed]) -> None
     assert followed.values() == {"/a/x": "9"}
 
 
-def test_a_store_that_is_away_is_tried_with_backoff_and_the_last_keys_stay(
+def test_a_store_that_is_away_is_tried_with_backoff(
     follow: Callable[..., Followed],
 ) -> None:
     away = StoreError("store: refused")
-    reads = [snapshot({"/a/x": "1"}, 10), *[away] * 5, snapshot({"/a/x": "2"}, 20)]
+    reads: list[Snapshot | Exception] = [
+        snapshot({"/a/x": "1"}, 10),
+        *[away] * 5,
+        snapshot({"/a/x": "2"}, 20),
+    ]
     store = ScriptedStore(reads, [[put("/a/x", "1b", 11), PermissionDenied("no")], []])
     followed = follow(store)
     followed.wait_change()
