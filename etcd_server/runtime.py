@@ -76,7 +76,7 @@ class Loop:
         """Serve until a signal comes; returns the exit status."""
         engine, transport, front = self._engine, self._transport, self._front
         ready = more_work = False
-        last_tick_s = time.monotonic()
+        last_tick_s = time.monotonic() - self._tick_s
         while True:
             wait_s = 0.0 if more_work else max(0.0, last_tick_s + self._tick_s - time.monotonic())
             batch, posted, http = transport.gather(wait_s)
@@ -97,7 +97,7 @@ class Loop:
             self._perform(effects)
             more_work = effects.more_work
             if not ready and engine.is_ready:
-                ready = True
+                ready = transport.is_serving = more_work = True
                 self._on_ready()
                 self._systemd.tell("READY=1")
             if passed:

@@ -187,6 +187,8 @@ class Engine:
         if batch.persisted:
             self.node.advance(batch.persisted)
             self._drain(effects)
+            if self.core.is_leader and not self._publishing:
+                self._lead(now)
         self._take_requests(batch, effects, now)
         self._propose(now)
         self._drain(effects)

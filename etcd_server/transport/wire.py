@@ -66,6 +66,9 @@ class Transport:
         self._functions: dict[int, AnswerFunction] = {}  # the member's own calls
         self._sinks: dict[int, Sink] = {}  # streams that came as plain HTTP
         self._next_own_id = -1
+        self.is_serving = False
+        """Until this is set, what clients send waits: a member that has just started knows no leader yet."""
+        self._held: list[tuple[Any, ...]] = []
         self._replies: list[tuple[Any, ...]] = []
         self.started: dict[str, int] = dict.fromkeys(self._rpcs, 0)
         self.handled: dict[tuple[str, int], int] = {(path, 0): 0 for path in self._rpcs}
@@ -99,7 +102,7 @@ class Transport:
         posted: list[object] = []
         http: list[tuple[Any, ...]] = []
         calls = batch.calls
-        for event in self._wire.poll(timeout_s, MAX_EVENTS):
+        for event in self._arrived(timeout_s):
             kind = event[0]
             if kind == _wire.CALL:
                 _, call_id, path, data, _, _ = event
@@ -122,6 +125,16 @@ class Transport:
         for path, group in calls.items():
             self.started[path] += len(group)
         return batch, posted, http
+
+    def _arrived(self, timeout_s: float) -> list[tuple[Any, ...]]:
+        events = self._wire.poll(timeout_s, MAX_EVENTS)
+        if not self.is_serving:
+            self._held += [event for event in events if event[0] != _wire.POSTED]
+            return [event for event in events if event[0] == _wire.POSTED]
+        if self._held:
+            held, self._held = self._held, []
+            return held + events
+        return events
 
     def _take_stream_event(self, kind: int, event: tuple[Any, ...], batch: Batch) -> None:
         stream_id = event[1]
