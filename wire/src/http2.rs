@@ -120,7 +120,11 @@ impl Http2 {
                 return Poll::Ready(());
             }
             self.calls.expire(now);
-            if !self.calls.take_stale() {
+            if self.pinged.is_some_and(|pinged| pinged + self.shared.settings.keepalive_timeout <= now) {
+                return Poll::Ready(());
+            }
+            let pinged = self.ping_if_silent(now);
+            if !self.calls.take_stale() && !pinged {
                 break;
             }
         }
@@ -128,7 +132,7 @@ impl Http2 {
         if self.calls.take_sent() {
             self.ping_policy.forgive();
         }
-        self.keep_alive(now)
+        Poll::Pending
     }
 
     /// Lets `h2` read, write and hand over new streams, then looks at the streams that frames came for.
@@ -189,22 +193,18 @@ impl Http2 {
         }
     }
 
-    /// Pings a client that has been silent; ready when it stays so.
-    fn keep_alive(&mut self, now: Instant) -> Poll<()> {
-        let settings = &self.shared.settings;
-        let Some(ping_pong) = &mut self.ping_pong else { return Poll::Pending };
-        if let Some(pinged) = self.pinged {
-            return if pinged + settings.keepalive_timeout <= now { Poll::Ready(()) } else { Poll::Pending };
+    /// Pings a client that has been silent; true when `h2` is to send the ping now.
+    fn ping_if_silent(&mut self, now: Instant) -> bool {
+        let Some(ping_pong) = &mut self.ping_pong else { return false };
+        if self.pinged.is_some() || self.last_received + self.shared.settings.keepalive_interval > now {
+            return false;
         }
-        if self.last_received + settings.keepalive_interval <= now {
-            // The answer to an earlier ping has to be taken before the next can be sent.
-            let _ = ping_pong.poll_pong(&mut Context::from_waker(Waker::noop()));
-            if ping_pong.send_ping(Ping::opaque()).is_ok() {
-                self.pinged = Some(now);
-                return self.drive(now);
-            }
-        }
-        Poll::Pending
+        // The answer to an earlier ping has to be taken before the next can be sent.
+        let _ = ping_pong.poll_pong(&mut Context::from_waker(Waker::noop()));
+        let sent = ping_pong.send_ping(Ping::opaque()).is_ok();
+        // Had `h2` no place for a ping, the client would still have this long to show that it lives.
+        self.pinged = Some(now);
+        sent
     }
 
     /// The next moment at which something is to be done that nothing else wakes the task for.
