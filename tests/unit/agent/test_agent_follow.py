@@ -133,7 +133,8 @@ def test_a_store_that_is_away_is_tried_with_backoff(
     follow: Callable[..., Followed],
 ) -> None:
     away = StoreError("store: refused")
-    reads: list[Snapshot | Exception] = [
+    last = snapshot({"/a/x": "2"}, 20)
+    reads: list[Snapshot | Exception] = [snapshot({"/a/x": "1"}, 10), *[away] * 5, last]
         snapshot({"/a/x": "1"}, 10),
         *[away] * 5,
         snapshot({"/a/x": "2"}, 20),
