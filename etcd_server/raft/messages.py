@@ -38,7 +38,8 @@ class Entry:
 class HardState:
     """What must be on disk before anything is said that depends on it (Raft thesis, section 3.8).
 
-    `commit` is a lower bound: it is saved along with entries, never for its own sake.
+    `commit` is a lower bound. It comes along with entries, never for its own sake, and must be saved with
+    them: the safety of membership changes rests on it.
     """
 
     term: int = 0

@@ -241,8 +241,14 @@ class Node:
         )
 
     def _unsaved_hard_state(self, with_entries: bool) -> HardState | None:
-        """The hard state when it must be saved: a new term or vote always, a new commit index only along with
-        entries, because it is not worth a sync of its own (Raft paper, figure 2: it is volatile)."""
+        """The hard state when it must be saved: a new term or vote always; a new commit index only along with
+        entries, because it is not worth a sync of its own (Raft paper, figure 2: it is volatile).
+
+        Along with entries it must be saved, however. A leader proposes a change of membership when it has
+        applied the one before, so whoever holds the second knows that the first is committed. If a crash
+        could take that knowledge, a member two changes behind might campaign, and their majorities need not
+        overlap.
+        """
         raft, saved = self._raft, self._saved
         commit = raft.log.commit_index
         if (

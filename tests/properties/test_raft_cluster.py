@@ -33,6 +33,7 @@ class World:
     cut_off: set[int] = field(default_factory=set)
     ledger: list[tuple[int, int, bytes]] = field(default_factory=list)
     leaders: dict[int, int] = field(default_factory=dict)
+    checked_commit: dict[int, int] = field(default_factory=dict)
     asked: dict[tuple[int, int], int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     sequence: int = 0
@@ -87,6 +88,7 @@ class World:
             self.take(member)
         elif action < 0.6 and member.writes and draw.random() < self.slow_disk:
             member.persist(advance=draw.random() < 0.8 or len(member.writes) == 1)
+            self.check_leader(member)
         elif self.network:
             self.carry(self.network.pop(draw.randrange(min(len(self.network), 8))))
         if draw.random() < 0.05:
@@ -140,6 +142,7 @@ class World:
             if self.random.random() < self.duplicating:
                 self.network.append(envelope)
             receiver.step(envelope)
+            self.check_leader(receiver)
         self.counts["lost" if lost else type(message).__name__] += 1
         if isinstance(message, InstallSnapshot):
             sender = self.members[message.sender]
@@ -155,7 +158,6 @@ class World:
         self.check_applied(member, before)
         self.check_reads(member, ready)
         self.check_promises(member, envelopes)
-        self.check_leader(member)
         self.network += envelopes
 
     # What must always hold
@@ -164,26 +166,12 @@ class World:
         """State Machine Safety, and with it Leader Completeness (Raft paper, figure 3)."""
         history = member.state.history
         assert len(history) == member.state.applied_index
+        self.check_leader(member)
         for record in history[before:]:
             if record[0] > len(self.ledger):
                 self.ledger.append(record)
                 self.counts["committed"] += 1
-                self.check_durable(record)
             assert self.ledger[record[0] - 1] == record, f"two entries at index {record[0]}"
-
-    def check_durable(self, record: tuple[int, int, bytes]) -> None:
-        """Committed means: on the disks of a majority of some configuration that may be in force."""
-        holders = {
-            member.member_id
-            for member in self.members.values()
-            if member.log.base_index >= record[0]
-            or (member.log.last_index() >= record[0] and member.log.term(record[0]) == record[1])
-        }
-        configurations = {member.state.configuration for member in self.members.values()}
-        assert any(
-            len(holders & set(configuration.voters)) >= majority(len(configuration.voters))
-            for configuration in configurations
-        ), f"{record} was applied, but only {holders} have it on disk"
 
     def check_reads(self, member: Member, ready: Ready) -> None:
         """A read sees everything that anybody had applied when it was asked for (thesis, section 6.4)."""
@@ -206,10 +194,29 @@ class World:
                 assert log.last_index() >= message.index or log.hard_state.term > message.term
 
     def check_leader(self, member: Member) -> None:
-        """Election Safety: one leader a term (Raft paper, figure 3)."""
+        """Election Safety: one leader a term (Raft paper, figure 3). And what a leader of this term has
+        committed is on the disks of a majority, by the configuration that it has applied."""
         status = member.node.status
-        if status.role is Role.LEADER:
-            assert self.leaders.setdefault(status.term, member.member_id) == member.member_id
+        if status.role is not Role.LEADER:
+            return
+        assert self.leaders.setdefault(status.term, member.member_id) == member.member_id
+        index = status.commit_index
+        if index <= self.checked_commit.get(status.term, 0):
+            return
+        self.checked_commit[status.term] = index
+        if index >= member.node._raft.term_start_index:
+            holders = [
+                voter
+                for voter in status.configuration.voters
+                if voter in self.members and self.holds(self.members[voter], index, status.term)
+            ]
+            voters = status.configuration.voters
+            assert len(holders) >= majority(len(voters)), f"{index} is only on {holders} of {voters}"
+
+    def holds(self, member: Member, index: int, term: int) -> bool:
+        """Whether an entry, or a snapshot in its place, is on a member's disk."""
+        log = member.log
+        return log.base_index >= index or (log.last_index() >= index and log.term(index) >= term)
 
     def check_logs(self) -> None:
         """Log Matching: one (index, term), one history (Raft paper, figure 3)."""
@@ -241,6 +248,7 @@ class World:
             for member in self.members.values():
                 while member.writes:
                     member.persist()
+                    self.check_leader(member)
                 self.take(member)
             arriving, self.network = self.network, []
             for envelope in arriving:
