@@ -135,10 +135,6 @@ def test_a_store_that_is_away_is_tried_with_backoff(
     away = StoreError("store: refused")
     last = snapshot({"/a/x": "2"}, 20)
     reads: list[Snapshot | Exception] = [snapshot({"/a/x": "1"}, 10), *[away] * 5, last]
-        snapshot({"/a/x": "1"}, 10),
-        *[away] * 5,
-        snapshot({"/a/x": "2"}, 20),
-    ]
     store = ScriptedStore(reads, [[put("/a/x", "1b", 11), PermissionDenied("no")], []])
     followed = follow(store)
     followed.wait_change()
