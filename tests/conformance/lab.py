@@ -36,6 +36,8 @@ class Lab:
         if running is not None and not running.running:
             # A case that ended the server has failed; the cases after it are not to fail with it.
             running.start()
+            if kind in self._targets:
+                self._targets.pop(kind).close()
         if running is None:
             if kind not in available_servers():
                 pytest.skip(f"{kind} is not installed here")
