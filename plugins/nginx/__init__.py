@@ -146,11 +146,16 @@ def agent_health(resource: Resource, applied: Applied) -> Problem | None:
     settings = settings_of(resource)
     if settings is None:
         return None
-    master = process.master_pid(settings.pid)
-    if master is None:
-        return Problem("nginx does not run", settings.pid) if settings.require_running else None
-    if all(worker.leaving for worker in process.workers(master)):
-        return Problem("nginx has no worker that accepts connections")
+    try:
+        master = process.master_pid(settings.pid)
+    except process.HiddenError as error:
+        if not settings.marker:
+            return Problem(str(error))
+    else:
+        if master is None:
+            return Problem("nginx does not run", settings.pid) if settings.require_running else None
+        if all(worker.leaving for worker in process.workers(master)):
+            return Problem("nginx has no worker that accepts connections")
     expected = _expected_marker(applied)
     if not settings.marker or expected is None:
         return None

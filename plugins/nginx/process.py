@@ -11,7 +11,10 @@ import os
 import time
 from dataclasses import dataclass
 
+from etcd_agent import ReloadError
+
 _POLL_S = 0.02
+_PROC = "/proc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,36 @@ class Worker:
     leaving: bool
 
 
+class HiddenError(ReloadError):
+    """A process has the pid of the pid file, but /proc does not show it: hidepid, or systemd's
+    ProtectProc."""
+
+
 def master_pid(pid_file: str) -> int | None:
-    """The pid in the file if a master of nginx runs under it, else None."""
+    """The pid in the file if a master of nginx runs under it, else None. Raises HiddenError."""
     try:
         with open(pid_file, encoding="ascii") as file:
             pid = int(file.read().strip() or "0")
     except (OSError, ValueError):
         return None
-    return pid if pid > 0 and _title(pid).startswith("nginx: master") else None
+    if pid <= 0:
+        return None
+    if not os.path.exists(f"{_PROC}/{pid}") and _lives(pid):
+        raise HiddenError(
+            f"a process has nginx's pid {pid}, but /proc does not show it (ProtectProc?): its workers cannot be "
+            "watched; let it be seen, or give the resource a [reload] and a marker"
+        )
+    return pid if _title(pid).startswith("nginx: master") else None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def workers(master: int) -> tuple[Worker, ...]:
@@ -63,10 +88,10 @@ def await_new_workers(pid_file: str, before: tuple[Worker, ...], timeout_s: floa
 
 def _children(pid: int) -> list[int]:
     try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        with open(f"{_PROC}/{pid}/task/{pid}/children", encoding="ascii") as file:
             return [int(child) for child in file.read().split()]
     except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN, or no such process
-        return [int(name) for name in os.listdir("/proc") if name.isdecimal() and _parent(int(name)) == pid]
+        return [int(name) for name in os.listdir(_PROC) if name.isdecimal() and _parent(int(name)) == pid]
     except OSError:
         return []
 
@@ -74,7 +99,7 @@ def _children(pid: int) -> list[int]:
 def _fields(pid: int) -> list[str]:
     """The fields of /proc/PID/stat after the name, which may hold anything."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        with open(f"{_PROC}/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
     except OSError:
         return []
@@ -93,7 +118,7 @@ def _start(pid: int) -> int:
 def _title(pid: int) -> str:
     """What ``ps`` shows; "" for a process that has gone."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
+        with open(f"{_PROC}/{pid}/cmdline", "rb") as file:
             return file.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
     except OSError:
         return ""

@@ -178,7 +178,8 @@ interval = "100ms"
         ]
 
     def environment(self, **more: str) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": f"{self.packages}:{ROOT}", **more}
+        path = [str(self.packages), str(ROOT), *os.environ.get("PYTHONPATH", "").split(":")]
+        return {**os.environ, "PYTHONPATH": ":".join(filter(None, path)), **more}
 
     def agent(self, *arguments: str, limit_s: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
