@@ -33,6 +33,7 @@ from tests.integration.wire_support import (
     grpc_headers,
     literal,
     owner,
+    read_to_end,
 )
 
 MAX_MESSAGE_BYTES = 100_000
@@ -638,6 +639,16 @@ def test_close_flushes_what_was_sent_and_is_bounded() -> None:
         assert len(flushed.result()) == 1_000_000
         assert stuck.code() is grpc.StatusCode.UNAVAILABLE
         served.wire.close(0.5)
+
+
+def test_close_without_grace_still_says_goodbye() -> None:
+    with owner() as served, socket.create_connection(served.address, timeout=WAIT_S) as client:
+        client.sendall(PREFACE + SETTINGS)
+        data = client.recv(65_536)
+        begun = time.monotonic()
+        served.wire.close(0.0)
+        assert time.monotonic() - begun < WAIT_S / 2
+        assert frame(7, 0, 0, bytes(8)) in data + read_to_end(client)
 
 
 def test_close_is_quick_when_nothing_is_open() -> None:

@@ -256,7 +256,7 @@ def test_rapid_reset_is_ended(served: Owner) -> None:
         with suppress(ConnectionError):
             client.sendall(flood)
         assert goaway_code(whole_frames(read_to_end(client))) == ENHANCE_YOUR_CALM
-    assert served.wire.statistics()["goaways_sent_total"] == goaways + 1
+    served.wait_statistic("goaways_sent_total", lambda value: value == goaways + 1)
 
 
 def test_an_endless_header_block_is_ended(served: Owner) -> None:

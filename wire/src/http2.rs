@@ -91,6 +91,7 @@ impl Http2 {
         let now = Instant::now();
         let phase = self.mailbox.collect(waker, &mut self.commands);
         if phase == Phase::Ending {
+            self.go_away(Some((Reason::NO_ERROR, b"")));
             return Poll::Ready(());
         }
         if let Stage::Handshaking(handshake) = &mut self.stage {
@@ -181,7 +182,7 @@ impl Http2 {
         Poll::Pending
     }
 
-    /// Sends GOAWAY: graceful, or with a reason and grpc-go's debug data, which clients look for, as the last frame.
+    /// Sends GOAWAY: graceful, or as the last frame, with the debug data that gRPC clients look for.
     fn go_away(&mut self, fault: Option<(Reason, &[u8])>) {
         let Stage::Open(connection) = &mut self.stage else { return };
         Counters::add(&self.shared.counters.goaways_sent_total, 1);
