@@ -148,7 +148,8 @@ pub fn put(options: &Options) -> Result<Report, String> {
 
 struct Range<'a> {
     options: &'a Options,
-    key: Vec<u8>,
+    /// What each client has asked for.
+    keys: Vec<Vec<u8>>,
 }
 
 impl Job for Range<'_> {
@@ -156,24 +157,29 @@ impl Job for Range<'_> {
         "/etcdserverpb.KV/Range"
     }
 
-    fn request(&mut self, _: usize, number: u64, out: &mut Vec<u8>) {
-        self.key.clear();
+    fn request(&mut self, client: usize, number: u64, out: &mut Vec<u8>) {
+        let key = &mut self.keys[client];
+        key.clear();
         let keys = self.options.keys;
-        write_key(&mut self.key, self.options, ordered(number % keys, keys, self.options.random));
-        proto::range(out, &self.key, &[], self.options.serializable);
+        write_key(key, self.options, ordered(number % keys, keys, self.options.random));
+        proto::range(out, key, &[], self.options.serializable);
     }
 
-    fn answer(&mut self, _: usize, response: &[u8]) -> Result<(), String> {
-        let found = proto::find_bytes(proto::find_bytes(response, 2), 5).len();
-        (found == self.options.value_size)
+    fn answer(&mut self, client: usize, response: &[u8]) -> Result<(), String> {
+        let found = proto::find_bytes(response, 2);
+        let size = proto::find_bytes(found, 5).len();
+        (proto::find_bytes(found, 1) == self.keys[client] && size == self.options.value_size)
             .then_some(())
-            .ok_or_else(|| format!("expected a value of {} bytes, found {found}", self.options.value_size))
+            .ok_or_else(|| {
+                format!("expected the key asked for and {} bytes, found {size}", self.options.value_size)
+            })
     }
 }
 
 /// Reads of single keys.
 pub fn range(options: &Options) -> Result<Report, String> {
-    run(options, "range", Range { options, key: Vec::new() }, options.total)
+    let keys = vec![Vec::with_capacity(options.key_size); options.clients];
+    run(options, "range", Range { options, keys }, options.total)
 }
 
 struct RangeAll<'a> {
