@@ -8,12 +8,15 @@ the log.
 from __future__ import annotations
 
 import logging
+import os
 import random
+import sys
 from contextlib import ExitStack
+from typing import NoReturn
 
 from etcd_server import bootstrap
 from etcd_server.config import Config
-from etcd_server.logs import reopen
+from etcd_server.logs import reopen, to_standard_error
 from etcd_server.machine.apply import Machine
 from etcd_server.raft.messages import HardState
 from etcd_server.raft.node import Node
@@ -23,6 +26,7 @@ from etcd_server.services.core import Settings
 from etcd_server.services.engine import METHODS, Engine
 from etcd_server.storage.database import StateDatabase
 from etcd_server.storage.datadir import DataDirectory
+from etcd_server.storage.errors import DiskFailed, StorageError, translated
 from etcd_server.storage.raftlog import RaftLog
 from etcd_server.storage.reserve import Reserve
 from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
@@ -89,7 +93,8 @@ def run(config: Config) -> int:
             reserve=reserve,
         )
         stack.callback(database.close)
-        machine = Machine(database)
+        with translated(directory.state_path):
+            machine = Machine(database)
         raft_log.check_joins(machine.applied_index)
         engine = build_engine(config, identify(config, directory, raft_log), raft_log, machine)
         durations = Durations()
@@ -109,7 +114,32 @@ def run(config: Config) -> int:
         )
         loop.catch_signals()
         tune_interpreter()
-        return loop.run()
+        try:
+            with translated(directory.state_path):
+                return loop.run()
+        except Exception as error:
+            end_at_once(config, error)
+
+
+def end_at_once(config: Config, error: Exception) -> NoReturn:
+    """End the process because of what the loop or a thread has met: exit status 1, and one line says why.
+
+    Nothing is closed, synced or tried again: after a failed sync it is unknown what the disk holds, and only
+    the next start reads it anew. What was answered is in the log.
+    """
+    if isinstance(error, StorageError):
+        text = str(error)
+    else:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = (
+            f"internal error: {what}; a mistake in etcd-py, please report it with the log; "
+            "all that was answered is on the disk, and the server may be started again"
+        )
+        log.critical("internal error", exc_info=error)
+    if not to_standard_error(config.log_outputs):
+        log.critical("failed to run", extra={"error": text})
+    print(f"etcd-py: {text}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def listen(transport: Transport, config: Config) -> None:
@@ -132,7 +162,10 @@ def identify(config: Config, directory: DataDirectory, raft_log: RaftLog) -> boo
         if raft_log.last_index() == 0:
             raft_log.append(HardState(term=1, vote=0, commit=len(first.entries)), first.entries)
         identity = first.identity
-        bootstrap.write_identity(directory.path, identity)
+        try:
+            bootstrap.write_identity(directory.path, identity)
+        except OSError as error:
+            raise DiskFailed(f"{directory.path / bootstrap.IDENTITY_FILE}: {error.strerror}") from error
     return identity
 
 

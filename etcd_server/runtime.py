@@ -6,7 +6,8 @@ the loop never waits for a disk. The keeper makes checkpoints, gives space back 
 is. Both report through `Transport.post`, which wakes the loop.
 
 A failed sync ends the process: what is on disk is then not known, and only a restart reads it anew. A full
-disk does not: the append is tried again until there is room, and the engine refuses writes meanwhile.
+disk does not: the append is tried again until there is room, and the engine refuses writes meanwhile. A
+member that starts on a full disk serves what it can: reads.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from etcd_server.workers import DiskState, Durable, Failed, Keeper, LogWriter, P
 log = logging.getLogger("etcd_server")
 
 STOP_GRACE_S = 5.0
+# How long those may take who call while the member stops: long enough to hear that it does.
+FAREWELL_S = 1.0
+LONGEST_WAIT_S = 0.5
 CHECKPOINT_SIZE_BYTES = 16 * 1024 * 1024
 SHORT_REST_BYTES = 4 * 1024 * 1024
 LONGEST_JOURNAL_BYTES = 256 * 1024 * 1024
@@ -78,7 +82,8 @@ class Loop:
         ready = more_work = False
         last_tick_s = time.monotonic() - self._tick_s
         while True:
-            wait_s = 0.0 if more_work else max(0.0, last_tick_s + self._tick_s - time.monotonic())
+            wait_s = 0.0 if more_work else last_tick_s + self._tick_s - time.monotonic()
+            wait_s = min(max(0.0, wait_s), LONGEST_WAIT_S)
             batch, posted, http = transport.gather(wait_s)
             now = time.monotonic()
             for news in posted:
@@ -91,15 +96,17 @@ class Loop:
                 last_tick_s += passed * self._tick_s
                 front.tick(batch, now)
                 self._systemd.ping(now)
-                if self._signals and not self._heed(self._signals.pop(0)):
-                    return self._stop()
             effects = engine.handle(batch, now)
             self._perform(effects)
             more_work = effects.more_work
-            if not ready and engine.is_ready:
-                ready = transport.is_serving = more_work = True
-                self._on_ready()
+            if self._signals and not self._heed(self._signals.pop(0)):
+                return self._stop()
+            if not transport.is_serving and (engine.is_ready or self._full):
+                transport.is_serving = more_work = True
                 self._systemd.tell("READY=1")
+            if not ready and engine.is_ready:
+                ready = True
+                self._on_ready()
             if passed:
                 self._systemd.status(self._describe(ready))
 
@@ -111,15 +118,18 @@ class Loop:
                 batch.durable_index = applied_index
                 self._rest_is_short = left_size_bytes <= SHORT_REST_BYTES
             case DiskState(finder, full):
-                (self._full.add if full else self._full.discard)(finder)
+                self._take_disk_state(finder, full)
                 batch.disk_full = bool(self._full)
-                log.warning(
-                    "no space left for writes; they are refused until there is room"
-                    if full
-                    else "there is room again; writes are taken"
-                )
             case Failed(error):
                 raise error
+
+    def _take_disk_state(self, finder: str, full: bool) -> None:
+        was_full = bool(self._full)
+        (self._full.add if full else self._full.discard)(finder)
+        if self._full and not was_full:
+            log.warning("no space left for writes; they are refused until there is room")
+        elif was_full and not self._full:
+            log.warning("there is room again; writes are taken")
 
     def _perform(self, effects: Effects) -> None:
         for ready in effects.persist:
@@ -162,19 +172,31 @@ class Loop:
 
     def _stop(self) -> int:
         """Take nothing new, answer what is under way, tell those who stay, leave the disk tidy."""
+        engine, transport = self._engine, self._transport
         self._systemd.tell("STOPPING=1")
-        self._transport.stop_accepting()
+        transport.stop_accepting()
+        transport.is_serving = True
         deadline_s = time.monotonic() + STOP_GRACE_S
-        while len(self._engine.core.proposals) and not self._full and time.monotonic() < deadline_s:
-            batch, posted, _ = self._transport.gather(self._tick_s)
-            for news in posted:
-                self._take(news, batch)
-            self._perform(self._engine.handle(batch, time.monotonic()))
-        self._transport.perform(self._engine.stop())
+        while len(engine.core.proposals) and not self._full and time.monotonic() < deadline_s:
+            self._turn_away(self._tick_s)
+        transport.perform(engine.stop())
+        deadline_s = time.monotonic() + FAREWELL_S
+        while transport.statistics()["streams_open"] and time.monotonic() < deadline_s:
+            self._turn_away(FAREWELL_S / 20)
+        transport.close(FAREWELL_S)
         self._writer.close(STOP_GRACE_S)
         self._keeper.close(STOP_GRACE_S)
-        self._transport.close(STOP_GRACE_S)
         return 0
+
+    def _turn_away(self, wait_s: float) -> None:
+        """A turn in which what is under way goes on, and whoever comes is told that the member stops."""
+        batch, posted, http = self._transport.gather(wait_s)
+        now = time.monotonic()
+        for news in posted:
+            self._take(news, batch)
+        for event in http:
+            self._front.take(event, batch, now)
+        self._perform(self._engine.turn_away(batch, now))
 
 
 def tune_interpreter() -> None:

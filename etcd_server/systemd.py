@@ -13,7 +13,8 @@ class Systemd:
     def __init__(self) -> None:
         self._notifier = sdnotify.SystemdNotifier()
         for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        self._interval_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6 if for_us else 0.0
+        watchdog_us = os.environ.get("WATCHDOG_USEC", "")
+        self._interval_s = int(watchdog_us) / 2e6 if for_us and watchdog_us.isdecimal() else 0.0
         self._pinged_s = 0.0
         self._status = ""
 

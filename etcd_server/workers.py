@@ -79,9 +79,8 @@ class LogWriter:
 
     def close(self, timeout_s: float) -> None:
         """Write what has been handed over, unless the disk is full, and end the thread."""
-        self._queue.put(None)
-        self._thread.join(timeout_s)
         self._stopping.set()
+        self._queue.put(None)
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -113,8 +112,9 @@ class LogWriter:
                 self._log.append(hard_state, entries)
                 break
             except DiskFull:
-                full = True
-                self._post(DiskState("log", full=True))
+                if not full:
+                    full = True
+                    self._post(DiskState("log", full=True))
                 if self._stopping.wait(RETRY_FULL_DISK_S):
                     return
         self._observe_s(time.monotonic() - begun_s)

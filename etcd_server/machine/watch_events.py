@@ -74,12 +74,15 @@ class EventEncoder:
         self._history = history
         self._previous_from = previous_from
         self._made: dict[tuple[int, int], bytes] = {}
+        self._superseded: dict[int, int] = {}
 
     def fields(self, events: Sequence[Event], form: int) -> list[bytes]:
         """The fields of those events that `form` lets through, in order."""
         made = self._made
         with_previous = form & PREV_KV
         fields = []
+        if with_previous:
+            self._superseded.update([(event[2], event[4]) for event in events])
         for event in events:
             if form & (NO_DELETE if event[0] else NO_PUT):
                 continue
@@ -94,6 +97,10 @@ class EventEncoder:
         kind, _, packed_revision, kv, previous = event
         message = integer_field(1, kind) + message_field(2, kv)
         if with_previous and previous and main_revision(packed_revision) > self._previous_from:
+            # A txn may change a key twice. What was there before is the value before the txn; its revision is
+            # handed out whole, so the steps back are all among the events seen.
+            while main_revision(previous) == main_revision(packed_revision):
+                previous = self._superseded[previous]
             previous_kv = self._history.kv_at(previous)
             if previous_kv is not None:
                 message += message_field(3, previous_kv)

@@ -20,6 +20,7 @@ committed together with its applied_index; the log is never cut beyond a synced 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +134,7 @@ class Engine:
         self.cluster = Cluster(self.core, self.reads)
         self.maintenance = Maintenance(self.core, self.reads, node)
         self._compactor = Compactor(settings.auto_compaction_mode, settings.auto_compaction_retention)
-        self.health = Health(self.core, frozenset(SERVED))
+        self.health = Health(self.core)
         self._unary: dict[str, UnaryHandler] = {
             "/etcdserverpb.KV/Range": self.kv.range,
             "/etcdserverpb.KV/Put": self.kv.put,
@@ -214,14 +215,9 @@ class Engine:
     def _lead(self, now: float) -> None:
         """What only the leader proposes of itself."""
         core, machine = self.core, self.machine
-        if not self._publishing:
+        if not self._publishing and machine.applied_term == core.header.term:
             self._publishing = True
-            attributes = command_pb2.MemberAttributes(
-                member_id=self.settings.member_id,
-                name=self.settings.member_name,
-                client_urls=self.settings.client_urls,
-            )
-            core.propose(MEMBER_ATTRIBUTES, attributes, self._attributes_applied)
+            self._publish()
         if not self._version_proposed and machine.cluster_version != self.settings.cluster_version:
             self._version_proposed = True
             core.propose(
@@ -236,6 +232,22 @@ class Engine:
         revision = self._compactor.due(machine.revision, now)
         if revision > machine.compacted_revision:
             core.propose(COMPACTION, rpc_pb2.CompactionRequest(revision=revision), None)
+
+    def _publish(self) -> None:
+        """Make known what this member is called and where clients find it, unless it is known already: a
+        member that was started again on a full disk could not."""
+        settings = self.settings
+        known = self.machine.members.get(settings.member_id)
+        if known is not None and (known.name, tuple(known.clientURLs)) == (
+            settings.member_name,
+            settings.client_urls,
+        ):
+            self._published = True
+            return
+        attributes = command_pb2.MemberAttributes(
+            member_id=settings.member_id, name=settings.member_name, client_urls=settings.client_urls
+        )
+        self.core.propose(MEMBER_ATTRIBUTES, attributes, self._attributes_applied)
 
     def _attributes_applied(self, outcome: object) -> None:
         self._published = not isinstance(outcome, errors.EtcdError)
@@ -451,6 +463,16 @@ class Engine:
             self._replay(applied_index)
         self._committed_s = now
 
+    def turn_away(self, batch: Batch, now: float) -> Effects:
+        """A turn of a member that stops: what is under way goes on, nothing new is taken."""
+        calls = [call_id for group in batch.calls.values() for call_id, _ in group]
+        opened = [stream_id for kind, stream_id, _ in batch.streams if kind == STREAM_OPEN]
+        batch.calls, batch.streams = {}, []
+        effects = self.handle(batch, now)
+        effects.answers.extend((call_id, errors.Stopped()) for call_id in calls)
+        effects.ended.extend((stream_id, errors.Stopped()) for stream_id in opened)
+        return effects
+
     def stop(self) -> Effects:
         """The member stops: everyone who waits is told, streams end."""
         effects = Effects()
@@ -461,5 +483,7 @@ class Engine:
         for _, call_id, _ in self.reads.drop_all():
             core.answer(call_id, errors.Stopped())
         effects.ended.extend((stream_id, errors.Stopped()) for stream_id in self._streams)
-        self.machine.commit()
+        with contextlib.suppress(StateRolledBack):
+            # Where there is no room for it the next start applies it again, from the log.
+            self.machine.commit()
         return effects

@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: Check and Watch for the server as a whole (service "") and for each service by name.
+"""grpc.health.v1.Health: Check and Watch of the server as a whole (service ""): etcd names no other.
 
 A member serves while it knows a leader; a watch is told of each change (etcd:
 server/etcdserver/api/v3rpc/health.go).
@@ -19,13 +19,12 @@ Status = health_pb2.HealthCheckResponse.ServingStatus
 class Health:
     """The health service of one member."""
 
-    def __init__(self, core: Core, service_names: frozenset[str]) -> None:
+    def __init__(self, core: Core) -> None:
         self._core = core
-        self._service_names = service_names | {""}
         self._watching: dict[int, tuple[str, int]] = {}  # stream id: (service, status last told)
 
     def _status(self, service: str) -> int:
-        if service not in self._service_names:
+        if service:
             return Status.SERVICE_UNKNOWN
         return Status.SERVING if self._core.leader_id else Status.NOT_SERVING
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from math import inf
 
 from etcd_server.api import errors
 from etcd_server.api.encoding import varint
@@ -70,6 +71,10 @@ class Lessor:
         """Seconds left (negative: run out, not yet revoked); None for a lease that is not known."""
         expiry_s = self._expiry_s.get(lease_id)
         return None if expiry_s is None else expiry_s - now
+
+    def in_order(self, lease_ids: Sequence[int]) -> list[int]:
+        """The leases, those that run out first in front; what is not known here comes last."""
+        return sorted(lease_ids, key=lambda lease_id: self._expiry_s.get(lease_id, inf))
 
     def take_expired(self, now: float, limit: int) -> list[int]:
         """Up to `limit` leases that have run out. Each comes again after REVOKE_RETRY_S unless it is
@@ -147,7 +152,7 @@ class Lease:
 
     def _answer_leases(self, call_id: int, request: rpc_pb2.LeaseLeasesRequest) -> None:
         response = rpc_pb2.LeaseLeasesResponse()
-        for lease_id, _ in self._core.machine.leases.all():
+        for lease_id in self._lessor.in_order([lease_id for lease_id, _ in self._core.machine.leases.all()]):
             response.leases.add(ID=lease_id)
         self._core.reply(call_id, response.SerializeToString())
 

@@ -39,7 +39,11 @@ class Maintenance:
         )
         if not core.leader_id:
             response.errors.append(NO_LEADER)
-        response.errors.extend(str(alarm).strip() for alarm in machine.alarms.all())
+        # One line each, with the space at its end, as Go prints the message.
+        response.errors.extend(
+            f"memberID:{alarm.memberID} alarm:{rpc_pb2.AlarmType.Name(alarm.alarm)} "
+            for alarm in machine.alarms.all()
+        )
         body = response.SerializeToString()
         for call_id, _ in calls:
             core.reply(call_id, body)

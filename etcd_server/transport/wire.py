@@ -55,6 +55,7 @@ class Transport:
     def __init__(self, methods: Iterable[str], max_request_bytes: int, **limits: Any) -> None:
         """`methods`: the paths that the engine serves. `limits`: of the wire, by its names."""
         self._rpcs = {path: METHODS[path] for path in methods}
+        self._server_streams = {path for path, rpc in self._rpcs.items() if rpc.kind is Kind.SERVER_STREAM}
         self._parse: dict[str, Parse] = {path: rpc.request.FromString for path, rpc in self._rpcs.items()}
         self._wire = Wire(
             {path: _wire.MANY if rpc.kind is Kind.BIDI else _wire.ONE for path, rpc in self._rpcs.items()},
@@ -112,7 +113,14 @@ class Transport:
                     self._refuse(call_id, path)
                     continue
                 self._open[call_id] = path
-                if path in calls:
+                if path in self._server_streams:
+                    self.started[path] += 1
+                    batch.streams += [
+                        (STREAM_OPEN, call_id, path),
+                        (STREAM_MESSAGE, call_id, request),
+                        (STREAM_HALF_CLOSE, call_id, None),
+                    ]
+                elif path in calls:
                     calls[path].append((call_id, request))
                 else:
                     calls[path] = [(call_id, request)]
