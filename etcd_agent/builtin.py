@@ -94,8 +94,7 @@ _EVENT_LEVELS: Mapping[str, int] = {
 
 
 def unit_command(unit: str, action: str) -> Command:
-    """systemctl for an action. The ``try-`` verbs do nothing for a unit that does not run: it will read the
-    files."""
+    """systemctl for an action; the ``try-`` verbs leave a unit alone that does not run."""
     if action.startswith("signal:"):
         return (
             "systemctl",
@@ -109,8 +108,7 @@ def unit_command(unit: str, action: str) -> Command:
 
 
 def http_problem(url: str, expect: int, timeout_s: float) -> str | None:
-    """Why ``url`` does not answer ``expect`` within the limit, or None. Proxies of the environment are not
-    used."""
+    """Why ``url`` does not answer ``expect`` in time, or None. No proxy of the environment is used."""
     with requests.Session() as session:
         session.trust_env = False
         try:

@@ -78,8 +78,7 @@ def shown(command: Command) -> str:
 
 
 def run(command: Command, *, timeout_s: float, env: Mapping[str, str] | None = None) -> Result:
-    """Run to the end or to the limit. Never raises for what the command does; status 127 if it cannot be
-    started."""
+    """Run to the end or to the limit. Never raises; status 127 means that it could not be started."""
     argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     with tempfile.TemporaryFile(prefix="etcd-py-agent-") as output:

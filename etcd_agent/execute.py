@@ -69,8 +69,7 @@ class Executor:
         self._sleep = sleep
 
     def manifest(self, resource: Resource) -> Manifest:
-        """The resource's manifest; a fresh one with a reload pending if it cannot be read (the file is kept
-        aside)."""
+        """The resource's manifest; a damaged one is kept aside and a fresh one owes a reload."""
         path = self._manifest_path(resource)
         state = self._files.read(path)
         if state is None:
@@ -89,8 +88,7 @@ class Executor:
         return {dest: self._files.read(dest) for dest in destinations}
 
     def check(self, resource: Resource, plan: Plan, snapshot: Snapshot, directory: str | None = None) -> None:
-        """Stage the plan and let everything that may refuse it do so. Raises CheckError; touches no
-        destination.
+        """Stage the plan and let all that may refuse it do so. CheckError; touches no destination.
 
         ``directory`` is where to stage when the resource's own stage belongs to another process (a preview).
         """
@@ -98,8 +96,7 @@ class Executor:
         self._check(resource, staged, snapshot, plan.target.revision)
 
     def apply(self, resource: Resource, plan: Plan, snapshot: Snapshot) -> Outcome:
-        """Apply a plan made from the present manifest. Raises an AgentError when nothing was changed by
-        it."""
+        """Apply a plan made from the present manifest. An AgentError means that it changed nothing."""
         manifest = self.manifest(resource)
         if not plan.actions:
             return self.settle(resource) or self._acknowledge(resource, manifest, plan)
@@ -200,8 +197,7 @@ class Executor:
     # Swap.
 
     def _swap(self, resource: Resource, plan: Plan, before: Manifest) -> Manifest:
-        """From the old files to the new ones. All are written beside their destinations before any is
-        renamed."""
+        """From the old files to the new ones; all are written aside before any is renamed."""
         generation = before.generation + 1
         self._save_generation(resource, generation, {*before.owned, *plan.target.files})
         manifest = replace(
@@ -234,8 +230,7 @@ class Executor:
         return manifest
 
     def _resume_swap(self, resource: Resource, manifest: Manifest) -> Outcome:
-        """A crash among the renames: forward if every staged file is whole (they had been checked), else
-        back."""
+        """A crash among the renames: forward if every (checked) staged file is whole, else back."""
         assert manifest.target is not None
         directory = self._path(resource, "stage")
         wanted: dict[str, FileState] = {}
@@ -428,6 +423,5 @@ class Executor:
 
 
 def stage_path(directory: str, dest: str) -> str:
-    """Where a destination is staged: a directory of its own, so that the file keeps its name for the
-    check."""
+    """Where a destination is staged: in a directory of its own, so that it keeps its name."""
     return f"{directory}/{hashlib.sha256(os.fsencode(dest)).hexdigest()[:16]}/{os.path.basename(dest)}"

@@ -33,8 +33,7 @@ class FileSystem:
         """Called before each change: ``what`` names it."""
 
     def read(self, path: str) -> FileState | None:
-        """Content and attributes of the regular file at ``path`` (symlinks followed); None if there is
-        none."""
+        """The regular file at ``path`` (symlinks are followed), or None if there is none."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
@@ -107,8 +106,7 @@ class FileSystem:
             raise FilesError(f"{path}: cannot be removed: {error.strerror}") from error
 
     def write_new(self, path: str, content: bytes, *, durable: bool) -> None:
-        """Create a private file (0600) in a directory of the agent's own; without ``durable`` it is not
-        synced."""
+        """Create a private file (0600) in a directory of the agent's own; ``durable`` syncs it."""
         try:
             self.step("create", path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -137,8 +135,7 @@ class FileSystem:
             raise FilesError(f"{missing[0]}: cannot be made: {error.strerror}") from error
 
     def replace_directory(self, source: str, path: str) -> None:
-        """Put the directory ``source`` at ``path``, durably; whatever directory was there is removed
-        first."""
+        """Put the directory ``source`` at ``path``, durably, in place of what was there."""
         self.remove_directory(path)
         try:
             self._sync_directory(source)

@@ -107,8 +107,7 @@ class Follower(threading.Thread):
         self._lost_at_s: float | None = None
 
     def trouble(self, now_s: float) -> str | None:
-        """Why the store is away, or None. A watch that is replaced within a second is no trouble. Main loop
-        only."""
+        """Why the store is away, or None; a watch replaced within a second does not count. One caller."""
         if self._list_error is not None:
             return str(self._list_error)
         watch = self._watch

@@ -29,9 +29,7 @@ def in_subtree(key: str, top: str) -> bool:
 
 
 class Mirror:
-    """The keys below ``top`` (an absolute key) as of ``revision``; empty and at revision 0 until
-    ``replace``.
-    """
+    """The keys below ``top`` (absolute) as of ``revision``; empty, at revision 0, until ``replace``."""
 
     def __init__(self, top: str) -> None:
         self.top = top
@@ -215,9 +213,7 @@ class View:
         return plain
 
     def _watched_above(self, key: str) -> str:
-        """As ``_watched``, but a directory above the watched keys may be listed too: its watched part
-        shows.
-        """
+        """As ``_watched``, but a directory above the watched keys shows its watched part."""
         plain = key.rstrip("/")
         if isinstance(key, str) and any(known.startswith(plain + "/") for known in self._resource.keys):
             return plain or "/"

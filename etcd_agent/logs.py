@@ -47,8 +47,7 @@ _FORMATTERS: dict[str, type[logging.Formatter]] = {"text": _Text, "journal": _Jo
 
 
 def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
-    """Send all records of ``level`` and above to ``stream`` (standard error) in the style text, journal or
-    json."""
+    """Send records from ``level`` up to ``stream`` (standard error) as text, journal or json."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_FORMATTERS[style]())
     root = logging.getLogger()

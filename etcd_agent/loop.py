@@ -20,16 +20,14 @@ NEVER = math.inf
 
 
 def backoff_s(retry: Retry, failures: int, jitter: Callable[[], float]) -> float:
-    """How long to wait after ``failures`` failures in a row: doubled each time, spread over the upper
-    half."""
+    """How long to wait after so many failures in a row: doubled each time, jitter in the upper half."""
     base: float = min(retry.max_backoff_s, retry.backoff_s * 2.0 ** min(failures - 1, 30))
     return base * (0.5 + 0.5 * jitter()) if retry.jitter else base
 
 
 @dataclass(slots=True)
 class Pacer:
-    """The next time at which a resource is worked on. All fields that end in ``_at`` are on the caller's
-    clock."""
+    """When a resource is next worked on. Fields that end in ``_at`` are on the caller's clock."""
 
     resource: Resource
     retry: Retry
@@ -65,8 +63,7 @@ class Pacer:
             self.reloaded_at = now
 
     def failed(self, now: float) -> None:
-        """Retry with backoff; under ``on_error = "hold"``, or after ``attempts``, wait for a change
-        instead."""
+        """Retry with backoff; with ``hold``, or after ``attempts``, wait for a change instead."""
         self.failures += 1
         self.passed_at = now
         if self.on_error == "retry" and not 0 < self.retry.attempts <= self.failures:
@@ -95,8 +92,7 @@ class Pacer:
 
 @dataclass(frozen=True, slots=True)
 class ResourceStatus:
-    """What is known of a resource. ``revision`` is the last applied one, ``since`` when ``state`` began
-    (epoch)."""
+    """What is known of a resource: the last applied ``revision``; ``state``, ``since`` when (epoch)."""
 
     name: str
     state: State = State.UNKNOWN
@@ -134,8 +130,7 @@ class Scheduler:
         self._retry, self._interval_s, self._on_error = retry, interval_s, on_error
 
     def set_resources(self, resources: Sequence[Resource], now: float) -> None:
-        """Take over a configuration: an unchanged resource keeps its state, a new or changed one is due at
-        once."""
+        """Take over a configuration: unchanged resources keep their state, others are due at once."""
         known = self._pacers
         self._pacers = {}
         for resource in resources:

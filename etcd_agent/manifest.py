@@ -43,9 +43,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """Content (by hash) that failed for keys as of ``data_revision``: not tried again until one of
-    both changes.
-    """
+    """Content that failed for keys as of ``data_revision``: not tried until either changes."""
 
     data_revision: int
     hash: str

@@ -14,8 +14,7 @@ import sdnotify
 
 
 class Notifier:
-    """``send`` is what carries one datagram; ``environment`` says whether and how often the watchdog wants a
-    ping."""
+    """``send`` carries one datagram; ``environment`` says whether the watchdog wants pings."""
 
     def __init__(
         self, send: Callable[[str], None] | None = None, environment: Mapping[str, str] = os.environ

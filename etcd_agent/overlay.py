@@ -34,8 +34,7 @@ def top_directories(directories: Iterable[str]) -> tuple[str, ...]:
 
 
 def build(layers: str, files: Mapping[str, FileState], removed: Iterable[str]) -> tuple[str, ...]:
-    """Lay out the layers below the directory ``layers`` and return the command line that precedes the check's
-    own.
+    """Lay out the layers below ``layers`` and return what precedes the check's command line.
 
     ``files`` maps destinations to what will stand there. Raises CheckError when that cannot be done here.
     """
@@ -79,8 +78,7 @@ def _place(layer: str, top: str, path: str, state: FileState) -> None:
 
 
 def _directories(layer: str, top: str, path: str) -> None:
-    """The directories between the layer's top and the file, looking like the real ones that they merge
-    with."""
+    """The directories between the layer's top and the file, looking like the real ones."""
     inner = os.path.dirname(path)[len(top.rstrip("/")) :].strip("/")
     made = ""
     for part in inner.split("/") if inner else ():

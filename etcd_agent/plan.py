@@ -21,9 +21,7 @@ NEW_FILE_MODE = 0o644
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``files`` is everything that the resource will own afterwards, changed or not; ``hash``
-    identifies it.
-    """
+    """``files`` is all that the resource will own, changed or not; ``target`` records it."""
 
     resource: str
     target: Content
@@ -91,9 +89,7 @@ def make_plan(
 
 
 def guard_revision(snapshot: Snapshot, manifest: Manifest) -> None:
-    """One cluster's revisions never go back: a store that lost its newest writes must not undo this
-    host's files.
-    """
+    """One cluster's revisions never go back: a store that lost writes must not undo files."""
     known = manifest.current
     if snapshot.cluster_id == known.cluster_id and snapshot.revision < known.revision:
         raise GuardError(

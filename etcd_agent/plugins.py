@@ -55,8 +55,7 @@ class PluginSet:
     """The loaded plugins of one configuration, and the four ways to call them."""
 
     def __init__(self, config: PluginsConfig, builtins: Sequence[tuple[str, Any]] = ()) -> None:
-        """Load everything. Raises ConfigError only with ``strict``: then a plugin that is broken ends the
-        start."""
+        """Load everything. Raises ConfigError only with ``strict`` and a broken plugin."""
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(AgentSpecs)
         self._disabled = set(config.disable)
@@ -206,8 +205,7 @@ def _entry_points() -> list[importlib.metadata.EntryPoint]:
 
 
 def _plugin_files(directory: str) -> Iterator[tuple[PluginRecord, str]]:
-    """The ``*.py`` of the plugin folder; a file that may not be trusted comes with its refusal as
-    instance."""
+    """The ``*.py`` of the plugin folder; one that is not trusted has its refusal as instance."""
     if not os.path.isdir(directory):
         return
     unsafe_directory = unsafe(directory)
@@ -221,8 +219,7 @@ def _plugin_files(directory: str) -> Iterator[tuple[PluginRecord, str]]:
 
 
 def unsafe(path: str) -> str | None:
-    """Why code at ``path`` is not run: its owner or mode lets somebody else than root or the agent change
-    it."""
+    """Why code at ``path`` is not run: somebody else than root or the agent could change it."""
     status = os.stat(path)
     if status.st_uid not in (0, os.geteuid()):
         return f"{path} belongs to uid {status.st_uid}, not to root"

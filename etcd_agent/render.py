@@ -153,9 +153,7 @@ class Renderer:
         return loaded
 
     def _run(self, src: str, step: Callable[[], Any]) -> Any:
-        """Run one step of Jinja2 and turn everything that it raises into one line with file and line
-        number.
-        """
+        """Run one step of Jinja2 and turn whatever it raises into one line with its position."""
         try:
             return step()
         except RenderError as error:
@@ -191,9 +189,7 @@ def _items(template: Template, view: View) -> list[Item | None]:
 
 
 def _position(src: str, error: BaseException) -> str:
-    """``FILE:LINE`` of the innermost template line in the traceback, which Jinja2 has rewritten to
-    template lines.
-    """
+    """``FILE:LINE`` of the innermost template line in the traceback (Jinja2 rewrites it so)."""
     position = src
     trace = error.__traceback__
     while trace is not None:

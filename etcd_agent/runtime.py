@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from etcd_agent.apply import Applier
@@ -52,8 +53,7 @@ def builtin_plugins() -> list[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def state_lock(state_dir: str) -> Iterator[None]:
-    """Hold the state directory for one process. Raises LockedError; makes the directory (0700) if it is
-    missing."""
+    """Hold the state directory (made if missing, 0700) for one process. Raises LockedError."""
     try:
         os.makedirs(state_dir, mode=0o700, exist_ok=True)
         descriptor = os.open(f"{state_dir}/agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -112,6 +112,7 @@ class Agent:
         self._inbox: queue.SimpleQueue[_Finished | _Changed | signal.Signals] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._started = time.time()
+        self._grace_ends_at = time.monotonic() + config.start_grace_s
         self._ready = False
         self._written: AgentStatus | None = None
         self._exit_status = 0
@@ -267,7 +268,7 @@ class Agent:
                     top,
                     watch=self._config.watch,
                     retry=replace(self._config.backend.retry, attempts=0),
-                    on_change=lambda top=top: self._inbox.put(_Changed(top)),  # type: ignore[misc]
+                    on_change=partial(self._inbox.put, _Changed(top)),
                 )
         for follower in self._followers.values():
             if not follower.is_alive():
@@ -306,6 +307,10 @@ class Agent:
             self._store, self._followers = Store(config), {}
         self._scheduler.set_pace(config.backend.retry, config.interval_s, config.on_error)
         self._scheduler.set_resources(config.resources, time.monotonic())
+        for (
+            resource
+        ) in config.resources:  # templates may have changed, too; without changes a pass does nothing
+            self._scheduler.changed(resource, time.monotonic())
         self._set_followers()
         logger.info("configuration loaded again: %d resources", len(config.resources))
         self._notifier.ready()
@@ -338,13 +343,11 @@ class Agent:
         return status.revision != last.revision and status.written - last.written >= 1.0
 
     def _may_be_ready(self, status: AgentStatus) -> bool:
-        """After the first complete pass of all; without the store when all files are as they were applied
-        last."""
+        """After the first complete pass of all; without the store if all files are as last applied."""
         if self._scheduler.passed():
             return True
-        graceful = time.time() - self._started >= self._config.start_grace_s
         return (
-            graceful
+            time.monotonic() >= self._grace_ends_at
             and bool(status.store_error)
             and not self._scheduler.running
             and all(self._applier.intact(resource) for resource in self._config.resources)

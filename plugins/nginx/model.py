@@ -90,8 +90,7 @@ class Model:
 
 
 def build(view: View) -> Model:
-    """The model of the resource's keys. Raises RenderError that names the first wrong key and what was
-    expected."""
+    """The model of the keys. RenderError names the first wrong key and what was expected."""
     reader = _Reader(view)
     upstreams = tuple(reader.upstream(name) for name in reader.children("/upstreams"))
     servers = tuple(reader.server(name) for name in reader.children("/servers"))
@@ -352,8 +351,7 @@ def _unix(value: str) -> str:
 
 
 def address(value: Any) -> str:
-    """``host:port``, ``10.0.0.1:80``, ``[::1]:80`` or ``unix:/path``: what ``server`` in an upstream
-    takes."""
+    """``host:port``, ``10.0.0.1:80``, ``[::1]:80`` or ``unix:/path``: a server of an upstream."""
     if not isinstance(value, str):
         raise ValueError(f"expected host:port, not {_shown(value)}")
     if value.startswith("unix:"):

@@ -27,8 +27,7 @@ class Worker:
 
 
 class HiddenError(ReloadError):
-    """A process has the pid of the pid file, but /proc does not show it: hidepid, or systemd's
-    ProtectProc."""
+    """A process has nginx's pid, but /proc does not show it (hidepid, systemd's ProtectProc)."""
 
 
 def master_pid(pid_file: str) -> int | None:
@@ -42,7 +41,7 @@ def master_pid(pid_file: str) -> int | None:
         return None
     if not os.path.exists(f"{_PROC}/{pid}") and _lives(pid):
         raise HiddenError(
-            f"a process has nginx's pid {pid}, but /proc does not show it (ProtectProc?): its workers cannot be "
+            f"nginx's pid {pid} is in use, but /proc does not show it (ProtectProc?), so its workers cannot be "
             "watched; let it be seen, or give the resource a [reload] and a marker"
         )
     return pid if _title(pid).startswith("nginx: master") else None

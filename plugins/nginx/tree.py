@@ -26,8 +26,7 @@ _WILDCARDS = frozenset("*?[")
 
 @dataclass(slots=True)
 class Tree:
-    """The copy: ``main`` is what ``nginx -t -c`` is given; ``originals`` maps each copy to the file it stands
-    for."""
+    """The copy: ``main`` is for ``nginx -t -c``; ``originals`` maps each copy to its real file."""
 
     main: str = ""
     originals: dict[str, str] = field(default_factory=dict)

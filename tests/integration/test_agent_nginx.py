@@ -529,8 +529,13 @@ def test_sighup_takes_a_good_configuration_and_refuses_a_wrong_one(world: World)
         assert (world.folder / "x.out").read_text() == "none\n"
         world.client.put("/demo/x", "some")
         wait_for(lambda: (world.folder / "x.out").read_text() == "some\n", "it is followed")
+        write_tree(world.folder / "etc", {"templates/x.j2": 'again {{ getv("/x") }}\n'})
+        agent.send_signal(signal.SIGHUP)
+        wait_for(
+            lambda: (world.folder / "x.out").read_text() == "again some\n", "a changed template is rendered"
+        )
         reloading = [message for message in messages if message.startswith("RELOADING=1\nMONOTONIC_USEC=")]
-        assert len(reloading) == 2 and messages.count("READY=1") >= 3
+        assert len(reloading) == 3 and messages.count("READY=1") >= 4
         assert world.stop_agent(agent) == 0
         assert "STOPPING=1" in messages
 

@@ -28,10 +28,8 @@ def process() -> Any:
 
 
 def proc(folder: Path, pid: int, title: str, parent: int, start: int) -> None:
-    fields = ["S", str(parent), *["0"] * 17, str(start), "0"]
-    write_tree(
-        folder, {f"{pid}/cmdline": title + "\0", f"{pid}/stat": f"{pid} (ng) inx) {' '.join(fields)}\n"}
-    )
+    fields = " ".join(["S", str(parent), *["0"] * 17, str(start), "0"])
+    write_tree(folder, {f"{pid}/cmdline": title + "\0", f"{pid}/stat": f"{pid} (ng) inx) {fields}\n"})
 
 
 def test_master_and_workers(tmp_path: Path, process: Any, monkeypatch: pytest.MonkeyPatch) -> None:

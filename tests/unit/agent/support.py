@@ -49,8 +49,7 @@ def load_config(
 
 
 class Service:
-    """A daemon that reads files at reload. Content with ``BAD`` fails its reload, with ``SICK`` its health
-    check."""
+    """A daemon that reads files at reload; ``BAD`` in one fails the reload, ``SICK`` the health."""
 
     def __init__(self, files: FileSystem | None = None) -> None:
         self.running: dict[str, bytes] = {}

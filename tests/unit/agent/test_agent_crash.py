@@ -24,8 +24,7 @@ from tests.unit.agent.support import (
 
 @pytest.fixture(autouse=True)
 def no_disk_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill, unlike a power cut, loses nothing that was written: the syncs are counted as steps and left
-    out."""
+    """A kill loses nothing that was written, so the syncs are counted as steps and left out."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
