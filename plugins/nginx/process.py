@@ -41,8 +41,8 @@ def master_pid(pid_file: str) -> int | None:
         return None
     if not os.path.exists(f"{_PROC}/{pid}") and _lives(pid):
         raise HiddenError(
-            f"nginx's pid {pid} is in use, but /proc does not show it (ProtectProc?), so its workers cannot be "
-            "watched; let it be seen, or give the resource a [reload] and a marker"
+            f"nginx's pid {pid} is in use, but /proc does not show it (ProtectProc?), so its workers cannot "
+            "be watched; let it be seen, or give the resource a [reload] and a marker"
         )
     return pid if _title(pid).startswith("nginx: master") else None
 

@@ -238,8 +238,7 @@ STEPS = st.lists(
 def test_no_change_is_ever_dropped(
     steps: list[tuple[str, float]], wait: tuple[float, float], min_interval_s: float
 ) -> None:
-    """After any history: if a change came after the last start, a pass is due within the limits that are
-    configured."""
+    """After any history, a change since the last start makes a pass due within the configured limits."""
     resource = Resource(
         "r", "f", "", ("/a",), (), wait=Wait(*wait), reload=Reload(min_interval_s=min_interval_s)
     )

@@ -19,8 +19,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def copy(folder: Path, files: dict[str, str], staged: dict[str, str], removed: tuple[str, ...] = ()) -> Any:
-    """Lay out ``files`` below etc/, stage others, and copy; returns the tree and the text of its main
-    file."""
+    """Lay out ``files`` below etc/, stage others, and copy; returns the tree."""
     tree = nginx_module("tree")
 
     etc = folder / "etc"
