@@ -1,3 +1,5 @@
+"""Field framing: what is joined here is what protobuf's own parser reads."""
+
 import pytest
 
 from etcd_server.api.encoding import (

@@ -1,3 +1,5 @@
+"""Ranges of keys: membership, overlap, prefixes, and the special ends of etcd."""
+
 import pytest
 
 from etcd_server.api.keys import FROM_KEY, Interval, IntervalSet, interval, prefix_end, single

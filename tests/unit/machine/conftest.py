@@ -1,3 +1,5 @@
+"""The fixture of these tests: a machine over real files."""
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Alarms: raised, shown, cleared, and what they refuse."""
+
 from collections.abc import Callable
 
 import pytest

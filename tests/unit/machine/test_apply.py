@@ -1,3 +1,5 @@
+"""One entry, one transaction: order, outcomes, restarts and a full disk."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

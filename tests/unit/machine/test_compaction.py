@@ -1,3 +1,5 @@
+"""Compaction: what becomes unreadable at once, which rows go, and that nothing live does."""
+
 import pytest
 
 from etcd_server.api import errors

@@ -1,3 +1,5 @@
+"""The facts of leases: granted, attached, revoked with their keys in one revision."""
+
 import pytest
 
 from etcd_server.api import errors

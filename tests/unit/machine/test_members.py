@@ -1,3 +1,5 @@
+"""The members: ids as etcd computes them, and which changes are refused."""
+
 import pytest
 
 from etcd_server.api import errors

@@ -1,3 +1,5 @@
+"""Put and delete: revisions, versions, options and their errors."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""Range: intervals, revisions, limits, order, filters and counts."""
+
 from typing import Any
 
 import pytest

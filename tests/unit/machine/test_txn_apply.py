@@ -1,3 +1,5 @@
+"""Transactions with their effects: compares, branches, order, one revision for all."""
+
 import pytest
 
 from etcd_server.api import errors
