@@ -143,6 +143,8 @@ class Agent:
             }
             try:
                 logger.info("starting with %d resources", len(self._config.resources))
+                if not self._config.resources:
+                    logger.warning("there is no resource file in %s/conf.d", self._config.confdir)
                 self._scheduler.set_resources(self._config.resources, time.monotonic())
                 self._set_followers()
                 while not self._stopping.is_set():
