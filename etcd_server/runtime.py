@@ -97,7 +97,7 @@ class Loop:
                 front.tick(batch, now)
                 self._systemd.ping(now)
             effects = engine.handle(batch, now)
-            self._perform(effects)
+            self._perform(effects, alone=transport.open_calls == 1)
             more_work = effects.more_work
             if self._signals and not self._heed(self._signals.pop(0)):
                 return self._stop()
@@ -131,14 +131,15 @@ class Loop:
         elif was_full and not self._full:
             log.warning("there is room again; writes are taken")
 
-    def _perform(self, effects: Effects) -> None:
-        for ready in effects.persist:
-            self._writer.append(ready)
+    def _perform(self, effects: Effects, *, alone: bool = False) -> None:
+        number = self._writer.append(effects.persist, alone=alone) if effects.persist else 0
         self._transport.perform(effects)
         if effects.cut_log_to:
             self._keeper.cut(effects.cut_log_to)
         if effects.committed:
             self._tend_journal()
+        if number:
+            self._perform(self._engine.handle(Batch(persisted=number), time.monotonic()))
 
     def _tend_journal(self) -> None:
         """The state was committed just now. Copying its journal into the file is the keeper's work; that the

@@ -220,6 +220,13 @@ class Log:
 
     # Handing over
 
+    @property
+    def has_nothing_new(self) -> bool:
+        """Neither unsaved nor committed entries wait to be taken."""
+        return self.handed_index == self.last_index and self.applied_index >= min(
+            self.commit_index, self.stable_index
+        )
+
     def take_unsaved(self) -> Sequence[Entry]:
         """The entries that no Ready has carried yet, once."""
         if self.handed_index == self.last_index:

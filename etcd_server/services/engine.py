@@ -191,8 +191,8 @@ class Engine:
             if self.core.is_leader and not self._publishing:
                 self._lead(now)
         self._take_requests(batch, effects, now)
-        self._propose(now)
-        self._drain(effects)
+        if self._propose(now) or not batch.persisted:
+            self._drain(effects)
         self._tell_watchers(effects, now)
         self._background(batch, effects, now)
         return effects
@@ -300,15 +300,18 @@ class Engine:
     # --- raft
     # -------------------------------------------------------------------------------------------------
 
-    def _propose(self, now: float) -> None:
-        core = self.core
+    def _propose(self, now: float) -> bool:
+        """Hand the turn's changes and reads to raft; whether there were any."""
+        core, any_at_all = self.core, self.reads.are_gathered
         for proposal_id, data in core.proposals.take(now):
+            any_at_all = True
             try:
                 self.node.propose(data)
             except ProposalDropped:
                 self._refuse(core.proposals.pop(proposal_id))
         for _, call_id, _ in self.reads.ask(now):
             core.answers.append((call_id, errors.NoLeader()))
+        return any_at_all
 
     def _refuse(self, waiters: Iterable[Waiter]) -> None:
         for waiter in waiters:

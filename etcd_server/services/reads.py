@@ -31,6 +31,10 @@ class Reads:
     def add(self, reads: Sequence[Read]) -> None:
         self._gathered.extend(reads)
 
+    @property
+    def are_gathered(self) -> bool:
+        return bool(self._gathered)
+
     def ask(self, now: float) -> Sequence[Read]:
         """Ask raft for the index behind which the turn's reads are safe. Returns the reads that cannot be
         asked for, because there is no leader."""

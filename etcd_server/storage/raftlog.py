@@ -46,11 +46,13 @@ CREATE TABLE entries (
     "index" INTEGER PRIMARY KEY,
     term INTEGER NOT NULL,
     kind INTEGER NOT NULL,      -- 0 normal, 1 change of membership, 2 empty
-    checksum INTEGER NOT NULL,  -- CRC-32 of index, term, kind, data
+    "commit" INTEGER NOT NULL,  -- commit index known when it was written
+    checksum INTEGER NOT NULL,  -- CRC-32 of index, term, kind, commit, data
     data BLOB NOT NULL
 ) STRICT;
 -- One row. The log begins after (start_index, start_term): rows of entries up to there wait to be dropped.
--- vote is a member ID in hexadecimal, 0: none.
+-- vote is a member ID in hexadecimal, 0: none. A commit index that comes with entries, while term and vote
+-- stay, is in the rows of the entries alone: one page less to sync for each append.
 CREATE TABLE state (
     id INTEGER PRIMARY KEY CHECK (id = 0),
     term INTEGER NOT NULL,
@@ -70,7 +72,7 @@ _CACHE_SIZE_BYTES = 1 << 20
 _LARGEST_SHARE = 8  # of the room on the device, for the journal: one in eight
 _ROWS_PER_CUT = 128
 
-_INSERT = 'INSERT INTO entries ("index", term, kind, checksum, data) VALUES (?, ?, ?, ?, ?)'
+_INSERT = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)"
 _DELETE_SUFFIX = 'DELETE FROM entries WHERE "index" >= ?'
 _DELETE_PREFIX = (
     'DELETE FROM entries WHERE "index" IN (SELECT "index" FROM entries WHERE "index" <= ? LIMIT ?)'
@@ -79,16 +81,18 @@ _SET_HARD_STATE = 'UPDATE state SET term = ?, vote = ?, "commit" = ? WHERE id = 
 _SET_START = "UPDATE state SET start_index = ?, start_term = ? WHERE id = 0"
 _GET_STATE = 'SELECT term, vote, "commit", start_index, start_term FROM state WHERE id = 0'
 _GET_LAST = 'SELECT max("index") FROM entries'
+_GET_COMMIT = 'SELECT "commit" FROM entries WHERE "index" = ?'
 _GET_TERM = 'SELECT term FROM entries WHERE "index" = ?'
 _GET_ENTRIES = """
-SELECT "index", term, kind, checksum, data FROM entries WHERE "index" >= ? AND "index" < ? ORDER BY "index"
+SELECT "index", term, kind, "commit", checksum, data FROM entries
+WHERE "index" >= ? AND "index" < ? ORDER BY "index"
 """
-_ENTRY_HEADER = Struct("<qqq")
+_ENTRY_HEADER = Struct("<qqqq")
 
 
-def checksum(index: int, term: int, kind: int, data: bytes) -> int:
-    """CRC-32 of an entry: index, term and kind as 8 bytes little-endian each, then the data."""
-    return crc32(data, crc32(_ENTRY_HEADER.pack(index, term, kind)))
+def checksum(index: int, term: int, kind: int, commit: int, data: bytes) -> int:
+    """CRC-32 of an entry: index, term, kind and commit as 8 bytes little-endian each, then the data."""
+    return crc32(data, crc32(_ENTRY_HEADER.pack(index, term, kind, commit)))
 
 
 class RaftLog:
@@ -177,13 +181,13 @@ class RaftLog:
         with translated(self.path):
             cursor = self._read_connection.execute(_GET_ENTRIES, (low, high))
             try:
-                for index, term, kind, crc, data in cursor:
+                for index, term, kind, commit, crc, data in cursor:
                     max_bytes -= len(data)
                     if max_bytes < 0 and found:
                         break
                     if index != low + len(found):
                         raise damaged(self.path, f"entry {low + len(found)} is missing")
-                    if crc != checksum(index, term, kind, data):
+                    if crc != checksum(index, term, kind, commit, data):
                         raise damaged(self.path, f"entry {index} does not match its checksum")
                     found.append(Entry(index, term, EntryKind(kind), data))
             finally:
@@ -312,10 +316,14 @@ class RaftLog:
         execute = self._append_cursor.execute
         if entries and entries[0].index <= before.last_index:
             execute(_DELETE_SUFFIX, (entries[0].index,))
+        was = self._hard_state
+        commit = was.commit if hard_state is None else hard_state.commit
         for entry in entries:
             index, term, kind, data = entry.index, entry.term, entry.kind.value, entry.data
-            execute(_INSERT, (index, term, kind, checksum(index, term, kind, data), data))
-        if hard_state is not None:
+            execute(_INSERT, (index, term, kind, commit, checksum(index, term, kind, commit, data), data))
+        if hard_state is not None and not (
+            entries and hard_state.term == was.term and hard_state.vote == was.vote
+        ):
             execute(_SET_HARD_STATE, (hard_state.term, f"{hard_state.vote:x}", hard_state.commit))
 
     def _append_failed(self, error: apsw.Error) -> StorageError:
@@ -363,6 +371,7 @@ def load(connection: apsw.Connection, path: str) -> tuple[HardState, Extent]:
         raise damaged(path, "the hard state is missing")
     term, vote, commit, start_index, start_term = row
     last_index = max(start_index, connection.execute(_GET_LAST).get or 0)
+    commit = max(commit, connection.execute(_GET_COMMIT, (last_index,)).get or 0)
 
     def term_at(index: int) -> int:
         found = connection.execute(_GET_TERM, (index,)).get
@@ -422,7 +431,7 @@ def _allocate_journal(connection: apsw.Connection, size_bytes: int) -> None:
     connection.pragma("cache_size", 16)
     try:
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute(_INSERT, (-1, 0, 0, 0, apsw.zeroblob(size_bytes)))
+        connection.execute(_INSERT, (-1, 0, 0, 0, 0, apsw.zeroblob(size_bytes)))
     except apsw.FullError:
         # Somebody else was faster; appends find their room or do not, as they would have without this.
         return

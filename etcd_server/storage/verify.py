@@ -28,7 +28,9 @@ from etcd_server.storage.schema import STATE_SCHEMA_VERSION, last_of, main_revis
 Found = TypeVar("Found")
 
 _MOST_OF_A_KIND = 10
-_ENTRIES = 'SELECT "index", term, kind, checksum, data FROM entries WHERE "index" > ? ORDER BY "index"'
+_ENTRIES = (
+    'SELECT "index", term, kind, "commit", checksum, data FROM entries WHERE "index" > ? ORDER BY "index"'
+)
 _META = "SELECT applied_index, applied_term, revision, compacted_revision, finished_compaction FROM meta"
 _REVISIONS = "SELECT revision, previous, value_size, kv FROM revisions ORDER BY revision"
 _CURRENT = """
@@ -144,10 +146,10 @@ def _check_log(report: Report, connection: apsw.Connection | None, path: str) ->
     name = os.path.basename(path)
     complain = _Complaints(report, name)
     expected, term_before = extent.start_index + 1, extent.term(extent.start_index)
-    for index, term, kind, crc, data in connection.execute(_ENTRIES, (extent.start_index,)):
+    for index, term, kind, commit, crc, data in connection.execute(_ENTRIES, (extent.start_index,)):
         if index != expected:
             complain("gap", f"entries {expected}..{index - 1} are missing")
-        if crc != raftlog.checksum(index, term, kind, data):
+        if crc != raftlog.checksum(index, term, kind, commit, data):
             complain("checksum", f"entry {index} does not match its checksum")
         elif kind not in (member.value for member in EntryKind):
             complain("kind", f"entry {index} is of the unknown kind {kind}")

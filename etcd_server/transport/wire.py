@@ -88,6 +88,11 @@ class Transport:
     def statistics(self) -> dict[str, int]:
         return self._wire.statistics()
 
+    @property
+    def open_calls(self) -> int:
+        """Calls and streams that have not ended."""
+        return len(self._open)
+
     def stop_accepting(self) -> None:
         self._wire.stop_accepting()
 
