@@ -112,8 +112,8 @@ TXN_ERRORS = frozenset(
 
 
 def tell_another_error(one: Exchange, other: Exchange) -> bool:
-    """A txn has several errors, and each server tells another of them: up to 3.5 etcd checks all puts before all
-    ranges, since 3.6 it goes through the txn in order, as etcd-py does."""
+    """A txn has several errors, and each server tells another of them: up to 3.5 etcd checks all puts before
+    all ranges, since 3.6 it goes through the txn in order, as etcd-py does."""
     return "KV/Txn" in one.request and {one.answer, other.answer} <= TXN_ERRORS
 
 
