@@ -107,8 +107,7 @@ class Lease:
         self.renewed_total = 0
         self.expired_total = 0
 
-    # --- unary calls
-    # ------------------------------------------------------------------------------------------
+    # --- unary calls ------------------------------------------------------------------------------------
 
     def grant(self, calls: Sequence[tuple[int, rpc_pb2.LeaseGrantRequest]]) -> None:
         core = self._core
@@ -156,8 +155,7 @@ class Lease:
             response.leases.add(ID=lease_id)
         self._core.reply(call_id, response.SerializeToString())
 
-    # --- keepalive streams
-    # ------------------------------------------------------------------------------------
+    # --- keepalive streams ------------------------------------------------------------------------------
 
     def keep_alive(self, stream_id: int, request: rpc_pb2.LeaseKeepAliveRequest, effects: Effects) -> None:
         """Renew a lease and say its TTL; TTL 0 (absent in the message) for a lease that is gone."""
@@ -175,8 +173,7 @@ class Lease:
             body += b"\x18" + varint(ttl_s)
         effects.deliveries.append((stream_id, body))
 
-    # --- the clock
-    # --------------------------------------------------------------------------------------------
+    # --- the clock --------------------------------------------------------------------------------------
 
     def promote(self) -> None:
         """The member has become the leader."""

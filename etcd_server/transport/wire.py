@@ -74,8 +74,7 @@ class Transport:
         self.started: dict[str, int] = dict.fromkeys(self._rpcs, 0)
         self.handled: dict[tuple[str, int], int] = {(path, 0): 0 for path in self._rpcs}
 
-    # --- the port
-    # -----------------------------------------------------------------------------------------------
+    # --- the port ---------------------------------------------------------------------------------------
 
     def listen(self, url: str, name: str) -> str:
         """Open a listener; returns its URL with the real port. Raises WireError."""
@@ -99,8 +98,7 @@ class Transport:
     def close(self, grace_s: float) -> None:
         self._wire.close(grace_s)
 
-    # --- in
-    # -----------------------------------------------------------------------------------------------------
+    # --- in ---------------------------------------------------------------------------------------------
 
     def gather(self, timeout_s: float) -> tuple[Batch, list[object], list[tuple[Any, ...]]]:
         """Wait for events: the engine's batch, what threads have posted, and plain HTTP requests."""
@@ -209,8 +207,7 @@ class Transport:
             del self._sinks[exchange_id]
             batch.cancelled.append(exchange_id)
 
-    # --- out
-    # ----------------------------------------------------------------------------------------------------
+    # --- out --------------------------------------------------------------------------------------------
 
     def perform(self, effects: Effects) -> None:
         """Send the answers, messages and ends of a turn."""
