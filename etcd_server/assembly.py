@@ -31,9 +31,9 @@ from etcd_server.storage.raftlog import RaftLog
 from etcd_server.storage.reserve import Reserve
 from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
 from etcd_server.transport.access import AccessRules
-from etcd_server.transport.http import CLIENT, HttpFront
+from etcd_server.transport.http import HttpFront
 from etcd_server.transport.pages import Durations, Pages
-from etcd_server.transport.wire import MESSAGE_OVERHEAD_BYTES, Transport
+from etcd_server.transport.wire import CLIENT, MESSAGE_OVERHEAD_BYTES, Transport
 from etcd_server.version import CLUSTER_VERSION, ETCD_VERSION, VERSION
 from etcd_server.workers import Keeper, LogWriter
 

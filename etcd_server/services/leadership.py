@@ -50,7 +50,7 @@ class Leadership:
             )
             core.propose(ALARM, alarm, self._alarm_applied)
         revision = self._compactor.due(machine.revision, now)
-        if revision > machine.compacted_revision:
+        if revision and revision > machine.compacted_revision:
             core.propose(COMPACTION, rpc_pb2.CompactionRequest(revision=revision), None)
 
     def _publish(self) -> None:

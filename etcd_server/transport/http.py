@@ -18,11 +18,9 @@ from etcd_server.transport import gateway
 from etcd_server.transport.access import AccessRules
 from etcd_server.transport.answers import Headers, HttpAnswer
 from etcd_server.transport.pages import Pages
-from etcd_server.transport.wire import Transport
+from etcd_server.transport.wire import CLIENT, Transport
 
 TIME_IS_UP = "context deadline exceeded"
-CLIENT = "client"
-"""Name of the listeners that serve clients; the others have the pages only."""
 
 
 class HttpFront:

@@ -32,6 +32,8 @@ from etcd_server.transport._wire import Wire, WireError
 
 __all__ = ["Transport", "WireError"]
 
+CLIENT = "client"
+"""Name of the listeners that serve clients; the others have the pages only."""
 METADATA_KEYS = ("token", "authorization", "hasleader", "client-api-version")
 MESSAGE_OVERHEAD_BYTES = 512 * 1024
 """What a gRPC message may be larger than a request (etcd: grpcOverheadBytes in api/v3rpc/grpc.go)."""
@@ -109,7 +111,10 @@ class Transport:
         for event in self._arrived(timeout_s):
             kind = event[0]
             if kind == _wire.CALL:
-                _, call_id, path, data, _, _ = event
+                _, call_id, path, data, connection, _ = event
+                if connection[0] != CLIENT:
+                    self._turn_away(call_id, path)
+                    continue
                 try:
                     request = self._parse[path](data)
                 except DecodeError:
@@ -151,6 +156,9 @@ class Transport:
         stream_id = event[1]
         if kind == _wire.OPEN:
             path = event[2]
+            if event[3][0] != CLIENT:
+                self._turn_away(stream_id, path)
+                return
             self._open[stream_id] = path
             self.started[path] += 1
             batch.streams.append((STREAM_OPEN, stream_id, path))
@@ -175,6 +183,11 @@ class Transport:
             self._sinks.pop(stream_id, None)
             self._count(opened, Code.CANCELLED)
             batch.cancelled.append(stream_id)
+
+    def _turn_away(self, call_id: int, path: str) -> None:
+        """Calls are for the clients' listeners; on those for members and for metrics are the pages only."""
+        text = f"unknown service {self._rpcs[path].service}"
+        self._replies.append((_wire.FAIL, call_id, int(Code.UNIMPLEMENTED), text))
 
     def _refuse(self, call_id: int, path: str) -> None:
         """The bytes are no message of this method (grpc-go answers INTERNAL)."""

@@ -98,6 +98,13 @@ def test_a_read_only_txn_enters_no_log(member: Member) -> None:
     assert member.log.last_index() == before
 
 
+def test_a_new_member_has_compacted_nothing(member: Member) -> None:
+    assert member.engine.machine.compacted_revision == -1
+    member.pass_time(1.0)
+    assert member.engine.machine.compacted_revision == -1
+    member.call(COMPACT, rpc_pb2.CompactionRequest(revision=0))
+
+
 def test_a_physical_compaction_is_answered_when_the_rows_are_gone(member: Member) -> None:
     for _ in range(1500):
         member.call(PUT, put(b"k"))
