@@ -1,4 +1,4 @@
-"""What answers where: clients' ports have everything, the ports for members and for metrics the pages only."""
+"""What answers where: clients' ports have everything, those for members and metrics the pages only."""
 
 from collections.abc import Iterator
 from pathlib import Path
