@@ -99,6 +99,8 @@ class Loop:
             effects = engine.handle(batch, now)
             self._perform(effects, alone=transport.open_calls == 1)
             more_work = effects.more_work
+            if engine.core.state_full != ("state" in self._full):
+                self._take_disk_state("state", engine.core.state_full)
             if self._signals and not self._heed(self._signals.pop(0)):
                 return self._stop()
             if not transport.is_serving and (engine.is_ready or self._full):
@@ -119,7 +121,8 @@ class Loop:
                 self._rest_is_short = left_size_bytes <= SHORT_REST_BYTES
             case DiskState(finder, full):
                 self._take_disk_state(finder, full)
-                batch.disk_full = bool(self._full)
+                batch.disk_full = bool(self._full & {"device", "log"})
+                batch.log_full = "log" in self._full
             case Failed(error):
                 raise error
 

@@ -26,7 +26,11 @@ QUICK_S = 0.001
 KEEPER_INTERVAL_S = 1.0
 CHECKPOINT_INTERVAL_S = 30.0
 RELEASE_PAGES = 256
-LOWEST_ROOM_BYTES = 4 * 1024 * 1024
+# Writes that make the store grow are refused below this much room: a share of the device within these bounds.
+# What is left is for what makes room again, and for what is written between two looks.
+LOWEST_ROOM_SHARE = 1 / 32
+LOWEST_ROOM_BYTES = (4 * 1024 * 1024, 64 * 1024 * 1024)
+CLOSE_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,8 @@ class LogWriter:
         self._post = post
         self._observe_s = observe_s
         self._queue: queue.SimpleQueue[Sequence[Ready] | None] = queue.SimpleQueue()
-        self._is_idle = threading.Event()
-        self._is_idle.set()
+        # Counted by the loop: what was given to the thread. By the thread: what it has dealt with.
+        self._given = self._done = 0
         self._typical_s = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -87,11 +91,14 @@ class LogWriter:
         been quick, the write is made here and now: two threads that hand over to each other would cost a
         single client as much again as half of the sync.
         """
-        if alone and self._is_idle.is_set() and self._typical_s < QUICK_S:
+        if alone and self._given == self._done and self._typical_s < QUICK_S:
             return self._write(readies, patient=False)
-        self._is_idle.clear()
-        self._queue.put(readies)
+        self._give(readies)
         return 0
+
+    def _give(self, readies: Sequence[Ready]) -> None:
+        self._given += 1
+        self._queue.put(readies)
 
     def close(self, timeout_s: float) -> None:
         """Write what has been handed over, unless the disk is full, and end the thread."""
@@ -101,14 +108,18 @@ class LogWriter:
 
     def _run(self) -> None:
         try:
-            while (readies := self._queue.get()) is not None:
-                gathered = list(readies)
-                while not self._queue.empty() and (more := self._queue.get()) is not None:
-                    gathered.extend(more)
-                if number := self._write(gathered, patient=True):
+            over = False
+            while not over:
+                gathered: list[Ready] = []
+                taken = [self._queue.get()]
+                while not self._queue.empty():
+                    taken.append(self._queue.get())
+                for readies in taken:
+                    over |= readies is None
+                    gathered.extend(readies or ())
+                if gathered and (number := self._write(gathered, patient=True)):
                     self._post(Persisted(number))
-                if self._queue.empty():
-                    self._is_idle.set()
+                self._done += len(taken)
         except BaseException as error:  # the loop ends the process with it
             self._post(Failed(error))
 
@@ -123,8 +134,7 @@ class LogWriter:
         except DiskFull:
             self._post(DiskState("log", full=True))
             if not patient:
-                self._is_idle.clear()
-                self._queue.put(readies)
+                self._give(readies)
                 return 0
             if not self._append_when_there_is_room(hard_state, entries):
                 return 0
@@ -156,6 +166,10 @@ class Keeper:
         self._checkpoint_wanted = False
         self._stopping = False
         self._full = False
+        self._look_s = CLOSE_LOOK_S
+        least, most = LOWEST_ROOM_BYTES
+        share_bytes = int(directory.device_size_bytes() * LOWEST_ROOM_SHARE)
+        self._lowest_room_bytes = max(least, min(most, share_bytes))
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
 
@@ -178,12 +192,13 @@ class Keeper:
             state = StateMaintenance.open(self._directory.state_path)
             checked_s = time.monotonic()
             while not self._stopping:
-                self._wake.wait(KEEPER_INTERVAL_S)
+                self._wake.wait(self._look_s)
                 self._wake.clear()
                 self._watch_room()
                 now = time.monotonic()
                 try:
-                    if self._checkpoint_wanted or now - checked_s >= CHECKPOINT_INTERVAL_S:
+                    interval_s = KEEPER_INTERVAL_S if self._full else CHECKPOINT_INTERVAL_S
+                    if self._checkpoint_wanted or now - checked_s >= interval_s:
                         self._checkpoint_wanted = False
                         checked_s = now
                         done = state.checkpoint()
@@ -204,11 +219,14 @@ class Keeper:
 
     def _watch_room(self) -> None:
         free_bytes = self._directory.free_size_bytes()
-        if free_bytes < LOWEST_ROOM_BYTES:
+        lowest_bytes = self._lowest_room_bytes
+        self._look_s = CLOSE_LOOK_S if free_bytes < 8 * lowest_bytes else KEEPER_INTERVAL_S
+        if free_bytes < lowest_bytes:
             self._report(full=True)
-        elif free_bytes >= 2 * LOWEST_ROOM_BYTES:
+        elif free_bytes >= 2 * lowest_bytes:
             self._report(full=False)
-            self._reserve.take()
+            if free_bytes - self._reserve.size_bytes >= 2 * lowest_bytes:
+                self._reserve.take()
 
     def _report(self, *, full: bool) -> None:
         if full != self._full:

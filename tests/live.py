@@ -28,6 +28,7 @@ from etcd_server.api.methods import METHODS
 from etcd_server.api.proto import rpc_pb2
 from tests.servers import EtcdPy, etcd_py_command
 
+ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 20.0
 CALL_S = 10.0
 RANGE = "/etcdserverpb.KV/Range"
@@ -273,13 +274,13 @@ def systemd_socket(folder: Path) -> Iterator[tuple[str, list[tuple[float, str]]]
 
 
 def in_mount_namespace(module: str, scenario: str, *arguments: str) -> None:
-    """Run `module.scenario(*arguments)` in a mount namespace of its own: what it mounts is gone with it."""
+    """Run `module.scenario(*arguments)` in a namespace of its own: its mounts and processes end with it."""
     program = (
         "import importlib, sys; getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*sys.argv[3:])"
     )
     command = [
-        *("unshare", "--mount", "--propagation", "private"),
+        *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
         *(sys.executable, "-c", program, module, scenario, *arguments),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, cwd=ROOT)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-6000:]}"

@@ -2,7 +2,8 @@
 are told.
 
 A full disk may take the open transaction of the state, with all that was applied since the last commit. The
-log has it all, so it is applied again, in silence, and nobody notices (`Applier.replay`).
+log has it all, so it is applied again, in silence, and nobody notices (`Applier.replay`). What cannot be
+committed is kept in the open transaction until there is room, and meanwhile nothing new is taken.
 
 Invariants: entries are applied in the order of the log; each waiter is answered once; the watch hub gets
 every change once, in order.
@@ -79,8 +80,9 @@ class Applier:
         """Bring the state back to where it was: a full disk took the open transaction, the log still has it
         all.
 
-        Nobody is told anything again. A second failure is not caught: the process ends, and the next start
-        replays."""
+        It is not committed here, since there is no room for that. Nobody is told anything again. A second
+        failure is not caught: the process ends, and the next start replays."""
+        self._core.state_full = True
         machine = self._core.machine
         while machine.applied_index < up_to_index:
             for entry in self._log_storage.entries(machine.applied_index + 1, up_to_index + 1, REPLAY_BYTES):
@@ -93,13 +95,16 @@ class Applier:
                     machine.apply(entry.index, entry.term, ())
             machine.take_changes()
             machine.take_lease_changes()
-            machine.commit()
 
-    def commit(self) -> None:
-        """Commit the state: what was applied, and applied_index, in one transaction."""
+    def commit(self) -> bool:
+        """Commit the state: what was applied, and applied_index, in one transaction. False: there is no room
+        for it, so that it is still to be done."""
         machine = self._core.machine
         applied_index = machine.applied_index
         try:
             machine.commit()
         except StateRolledBack:
             self.replay(applied_index)
+            return False
+        self._core.state_full = False
+        return True

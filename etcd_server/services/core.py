@@ -91,6 +91,11 @@ class Core:
         self.is_leader = False
         self.leader_id = 0
         self.disk_full = False
+        """There is little room on the device: what makes the store grow is refused."""
+        self.log_full = False
+        """There is no room for the log: nothing can be proposed."""
+        self.state_full = False
+        """There is no room to commit the state: what was applied is kept in memory, and in the log."""
         self.space_exceeded = False
         """The size of state.db has reached the quota, as of the last look."""
         self.refused_for_space = False
@@ -111,16 +116,21 @@ class Core:
         """The error for requests that would make the store larger, or None when there is room."""
         if self.space_exceeded:
             self.refused_for_space = True
-        if self.disk_full or self.space_exceeded or self.machine.alarms.no_space:
+        if self.disk_full or self.refuses_everything or self.space_exceeded or self.machine.alarms.no_space:
             return errors.NoSpace()
         return None
+
+    @property
+    def refuses_everything(self) -> bool:
+        """The disk is so full that no change at all can be taken."""
+        return self.log_full or self.state_full
 
     def propose(self, tag: bytes, request: Message, waiter: Waiter) -> None:
         """Put a request into the log unless it is larger than a request may be."""
         data = request.SerializeToString()
         if len(data) > self.settings.max_request_bytes:
             self.answer(waiter, errors.RequestTooLarge())
-        elif self.disk_full:
+        elif self.refuses_everything:
             self.answer(waiter, errors.NoSpace())
         else:
             self.proposals.add(tag, data, waiter)

@@ -129,6 +129,8 @@ class Engine:
         self.lease.now = now
         if batch.disk_full is not None:
             self.core.disk_full = batch.disk_full
+        if batch.log_full is not None:
+            self.core.log_full = batch.log_full
         if batch.ticks:
             self._tick(batch.ticks, now)
         for message in batch.messages:

@@ -45,7 +45,9 @@ class Batch:
     durable_index: int = 0
     """applied_index of the last synced checkpoint of state.db; 0 when there is no news."""
     disk_full: bool | None = None
-    """True: there is no room for more writes. False: there is room again. None: no news."""
+    """True: there is little room left on the device. False: there is room again. None: no news."""
+    log_full: bool | None = None
+    """True: the log cannot be written for want of room. False: it can again. None: no news."""
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ COMPACTION_STEP_ROWS = 1_000
 RELEASE_STEP_PAGES = 256
 # Free pages are used again by later writes; only what is more than this share of the file is given back.
 FREE_SHARE = 1 / 8
+COMMIT_RETRY_S = 1.0
 
 
 class Upkeep:
@@ -35,18 +36,21 @@ class Upkeep:
 
     def step(self, effects: Effects, durable_index: int, now: float) -> None:
         """One step. `durable_index`: applied_index of a new synced checkpoint, or 0."""
-        machine, settings = self._core.machine, self._core.settings
+        core, machine, settings = self._core, self._core.machine, self._core.settings
         if machine.compaction_pending and not self._compacting:
             self._compacting = True
             self._hub.compacted(machine.compacted_revision)
-        if self._compacting:
-            self._compact(effects)
-        elif self._releasing:
-            self._release(effects)
-        if machine.database.in_transaction and now - self._committed_s >= settings.commit_interval_s:
-            self._applier.commit()
+        if core.state_full:
+            interval_s = COMMIT_RETRY_S
+        else:
+            interval_s = settings.commit_interval_s
+            if self._compacting:
+                self._compact(effects)
+            elif self._releasing:
+                self._release(effects)
+        if (machine.database.in_transaction or core.state_full) and now - self._committed_s >= interval_s:
             self._committed_s = now
-            effects.committed = True
+            effects.committed = self._applier.commit()
         cut_to = min(durable_index, machine.applied_index - settings.catch_up_entries)
         if cut_to - self._cut_to >= settings.snapshot_count:
             self._cut_to = effects.cut_log_to = cut_to

@@ -49,6 +49,7 @@ class StateDatabase:
         self._reserve = reserve
         self._execute = connection.cursor().execute
         self._journal_pages = 0
+        self._spills = True
         connection.set_wal_hook(self._committed)
 
     @classmethod
@@ -103,6 +104,9 @@ class StateDatabase:
             self._execute("COMMIT")
         except apsw.Error as error:
             raise self.failed(error) from error
+        if not self._spills:
+            self.connection.pragma("cache_spill", SPILL_SIZE_BYTES // PAGE_SIZE_BYTES)
+            self._spills = True
 
     def rollback(self) -> None:
         """Give the open transaction up, if there is one."""
@@ -122,6 +126,9 @@ class StateDatabase:
         self.rollback()
         if self._reserve is not None:
             self._reserve.give_up()
+        # Until a commit succeeds, memory holds what the device cannot: spilling would end it once more.
+        self.connection.pragma("cache_spill", False)
+        self._spills = False
         return StateRolledBack(
             f"{meaning} (the changes since the last commit are applied again from the log)"
         )

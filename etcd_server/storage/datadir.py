@@ -84,11 +84,19 @@ class DataDirectory:
 
     def free_size_bytes(self) -> int:
         """Room on the device for a process without privileges. Raises DiskFailed."""
+        status = self._device()
+        return status.f_bavail * status.f_frsize
+
+    def device_size_bytes(self) -> int:
+        """Size of the device. Raises DiskFailed."""
+        status = self._device()
+        return status.f_blocks * status.f_frsize
+
+    def _device(self) -> os.statvfs_result:
         try:
-            status = os.statvfs(self.path)
+            return os.statvfs(self.path)
         except OSError as error:
             raise _unusable(self.path, error) from error
-        return status.f_bavail * status.f_frsize
 
     def close(self) -> None:
         """Let another process have the directory."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
+from urllib.parse import quote
 
 import apsw
 from google.protobuf.message import DecodeError
@@ -108,7 +109,7 @@ def _read(
         with translated(path):
             # A rollback journal is there only until a new file has become a WAL file.
             if os.path.exists(path) and not os.path.exists(f"{path}-journal"):
-                connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs)
+                connection = _connect(path, vfs)
                 if _holds_anything(connection):
                     return check(connection)
             report.facts.append(f"{os.path.basename(path)}: holds nothing")
@@ -119,6 +120,16 @@ def _read(
     finally:
         if connection is not None:
             abandon(connection)
+
+
+def _connect(path: str, vfs: str | None) -> apsw.Connection:
+    """A connection that only reads. Without a journal the file is all there is, and no index of a journal,
+    a file too, need be made: a full or read-only disk can be looked at."""
+    flags = apsw.SQLITE_OPEN_READONLY
+    if os.path.exists(f"{path}-wal"):
+        return apsw.Connection(path, flags=flags, vfs=vfs)
+    uri = f"file:{quote(os.path.abspath(path))}?immutable=1"
+    return apsw.Connection(uri, flags=flags | apsw.SQLITE_OPEN_URI, vfs=vfs)
 
 
 def _holds_anything(connection: apsw.Connection) -> bool:

@@ -154,15 +154,43 @@ def test_the_quota_refuses_growth_raises_the_alarm_and_lets_everything_else_pass
 def test_a_full_disk_refuses_writes_and_answers_reads_until_there_is_room(member: Member) -> None:
     member.call(PUT, put(b"k"))
     member.turn(Batch(disk_full=True))
-    for path, request in (
-        (PUT, put(b"k")),
-        (DELETE, rpc_pb2.DeleteRangeRequest(key=b"k")),
-        (GRANT, rpc_pb2.LeaseGrantRequest(TTL=5)),
-    ):
+    growing = ((PUT, put(b"k")), (GRANT, rpc_pb2.LeaseGrantRequest(TTL=5)))
+    for path, request in growing:
         with pytest.raises(errors.NoSpace):
             member.call(path, request)
     assert member.call(RANGE, get(b"k")).count == 1
-    member.turn(Batch(disk_full=False))
+    # What may make room is taken as long as the log can be written.
+    deletion = (DELETE, rpc_pb2.DeleteRangeRequest(key=b"other"))
+    assert member.call(*deletion).deleted == 0
+    member.turn(Batch(disk_full=True, log_full=True))
+    for path, request in (*growing, deletion):
+        with pytest.raises(errors.NoSpace):
+            member.call(path, request)
+    assert member.call(RANGE, get(b"k")).count == 1
+    member.turn(Batch(disk_full=False, log_full=False))
+    assert member.call(PUT, put(b"k")).header.revision == 3
+
+
+def test_a_state_that_finds_no_room_is_kept_until_there_is_some(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, commit = member.database, member.database.commit
+    member.pass_time(0.5)
+
+    def fail() -> None:
+        database.rollback()
+        raise StateRolledBack("no space left on the device")
+
+    monkeypatch.setattr(database, "commit", fail)
+    member.call(PUT, put(b"k", b"answered"))
+    member.pass_time(5.0)
+    assert member.call(RANGE, get(b"k")).kvs[0].value == b"answered"
+    for path, request in ((PUT, put(b"k")), (DELETE, rpc_pb2.DeleteRangeRequest(key=b"k"))):
+        with pytest.raises(errors.NoSpace):
+            member.call(path, request)
+    monkeypatch.setattr(database, "commit", commit)
+    member.pass_time(1.5)
+    assert not database.in_transaction
     assert member.call(PUT, put(b"k")).header.revision == 3
 
 
@@ -182,7 +210,7 @@ def test_what_a_full_disk_took_from_the_state_is_applied_again_from_the_log(
 
     monkeypatch.setattr(database, "commit", fail_once)
     applied_index = machine.applied_index
-    member.pass_time(1.0)
+    member.pass_time(2.0)
     assert machine.applied_index == applied_index
     assert member.call(RANGE, get(b"k", range_end=b"l")).count == 10
     assert member.call(PUT, put(b"k0")).header.revision == 12
