@@ -32,7 +32,7 @@ from etcd_server.storage.reserve import Reserve
 from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
 from etcd_server.transport.access import AccessRules
 from etcd_server.transport.http import HttpFront
-from etcd_server.transport.pages import Durations, Pages
+from etcd_server.transport.pages import Durations, Pages, timed
 from etcd_server.transport.wire import CLIENT, MESSAGE_OVERHEAD_BYTES, Transport
 from etcd_server.version import CLUSTER_VERSION, ETCD_VERSION, VERSION
 from etcd_server.workers import Keeper, LogWriter
@@ -98,6 +98,7 @@ def run(config: Config) -> int:
         raft_log.check_joins(machine.applied_index)
         engine = build_engine(config, identify(config, directory, raft_log), raft_log, machine)
         durations = Durations()
+        database.measure = timed(durations.state_commit)
         pages = Pages(engine, transport, durations, VERSION)
         front = HttpFront(
             transport, METHODS, config.max_request_bytes + MESSAGE_OVERHEAD_BYTES, pages, AccessRules()

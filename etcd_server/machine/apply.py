@@ -28,7 +28,7 @@ from etcd_server.machine.alarms import Alarms
 from etcd_server.machine.compaction import Compaction
 from etcd_server.machine.leases import Leases
 from etcd_server.machine.members import Members
-from etcd_server.machine.mvcc import Change, HistoryRow, Outcome, Store
+from etcd_server.machine.mvcc import Change, HistoryRow, Operations, Outcome, Store
 from etcd_server.storage.database import StateDatabase
 from etcd_server.storage.errors import StateRolledBack
 from etcd_server.storage.tables import FactTables, KeyTables, StatementError
@@ -58,6 +58,7 @@ class Machine:
             "member_attributes": self._member_attributes,
             "cluster_version": self._set_cluster_version,
         }
+        self.operations = Operations()
         self.reload()
 
     def reload(self) -> None:
@@ -71,7 +72,7 @@ class Machine:
         self.applied_index = meta.applied_index
         self.applied_term = meta.applied_term
         self.cluster_version = meta.cluster_version
-        self._store = Store(self._keys, meta.revision, meta.compacted_revision)
+        self._store = Store(self._keys, meta.revision, meta.compacted_revision, self.operations)
         self._compaction = Compaction(self._store, self._facts, meta)
         self.leases = Leases(self._facts, self._store)
         self.alarms = Alarms(self._facts)

@@ -106,11 +106,23 @@ def key_of(kv: bytes) -> bytes:
     return kv[start : start + size]
 
 
+class Operations:
+    """How many of each kind were performed since the process began. People look at it; nothing follows."""
+
+    __slots__ = ("deletes", "puts", "ranges", "txns")
+
+    def __init__(self) -> None:
+        self.puts = self.deletes = self.ranges = self.txns = 0
+
+
 class Store:
     """The key space. `revision` is the main revision of the last change; a new store is at 1, as in etcd."""
 
-    def __init__(self, tables: KeyTables, revision: int, compacted_revision: int) -> None:
+    def __init__(
+        self, tables: KeyTables, revision: int, compacted_revision: int, operations: Operations
+    ) -> None:
         self.tables = tables
+        self.operations = operations
         self.revision = revision
         self.compacted_revision = compacted_revision
         """Reads below it fail; -1 when nothing was ever compacted."""
@@ -167,6 +179,7 @@ class Store:
             revisions.append((packed, previous, size, kv))
             changes.append((main, [(PUT, key, packed, kv, previous)]))
             outcomes.append((main, b""))
+        self.operations.puts += len(revisions)
         self.revision = main
         tables.insert_revisions(revisions)
         tables.insert_current(inserted)
@@ -187,6 +200,7 @@ class Store:
         revision: what is current, when it is not `self.revision`: inside a txn that has written already.
         Raises FutureRevision, Compacted. The sort options must have been checked.
         """
+        self.operations.ranges += 1
         key = request.key
         if not (
             request.range_end
@@ -313,6 +327,7 @@ class Write:
     def put(self, key: bytes, value: bytes, lease: int) -> None:
         """Set a key. The lease, unless 0, must exist."""
         tables = self._tables
+        self._store.operations.puts += 1
         packed = pack(self._main, len(self._events))
         row = tables.current(key)
         if row is None:
@@ -348,6 +363,7 @@ class Write:
             revisions.append((packed, previous, None, kv))
             superseded.append((key, previous, packed, create, version))
             self._events.append((DELETE, key, packed, kv, previous))
+        self._store.operations.deletes += len(rows)
         tables.insert_revisions(revisions)
         tables.insert_history(superseded)
         tables.delete_current([(row[0],) for row in rows])

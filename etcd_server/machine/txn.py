@@ -320,6 +320,7 @@ def apply_txn(store: Store, request: rpc_pb2.TxnRequest, lease_exists: LeaseExis
     """Execute a txn. Raises FutureRevision, Compacted, LeaseNotFound, KeyNotFound, TooManyOperations; nothing
     is changed then.
     """
+    store.operations.txns += 1
     branch = _choose(store, request)
     _check(store, branch, lease_exists)
     write = store.write()
@@ -331,6 +332,7 @@ def read_txn(store: Store, request: rpc_pb2.TxnRequest) -> bytes:
     """The answer to a txn whose operations are all ranges, without its header. Raises FutureRevision,
     Compacted.
     """
+    store.operations.txns += 1
     branch = _choose(store, request)
     _check(store, branch, lambda lease_id: False)
     return _execute(store, store.write(), branch)

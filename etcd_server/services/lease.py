@@ -104,7 +104,9 @@ class Lease:
         self._lessor = Lessor()
         self._checked_s = 0.0
         self.now = 0.0
+        self.granted_total = 0
         self.renewed_total = 0
+        self.revoked_total = 0
         self.expired_total = 0
 
     # --- unary calls ------------------------------------------------------------------------------------
@@ -188,8 +190,11 @@ class Lease:
         """Take over what the applied entries have granted and revoked."""
         for lease_id, ttl_s in self._core.machine.take_lease_changes():
             if ttl_s is None:
+                self.revoked_total += 1
                 self._lessor.forget(lease_id)
-            elif self._core.is_leader:
+                continue
+            self.granted_total += 1
+            if self._core.is_leader:
                 self._lessor.renew(lease_id, ttl_s, self.now)
 
     def expire(self) -> None:

@@ -7,6 +7,7 @@ is answered when the engine has answered them, in the same turn or a later one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,18 @@ class Durations:
 
     log_sync: Histogram = field(default_factory=lambda: Histogram(DISK_BUCKETS_S))
     state_commit: Histogram = field(default_factory=lambda: Histogram(DISK_BUCKETS_S))
+
+
+def timed(histogram: Histogram) -> Callable[[Callable[[], object]], object]:
+    """Runs a function and observes how long it took, in s."""
+
+    def run(function: Callable[[], object]) -> object:
+        begun_s = time.monotonic()
+        result = function()
+        histogram.observe(time.monotonic() - begun_s)
+        return result
+
+    return run
 
 
 class Pages:
@@ -129,12 +142,18 @@ class Pages:
             database_in_use=machine.database.size_in_use_bytes,
             revision=machine.revision,
             compacted_revision=machine.compacted_revision,
+            puts=machine.operations.puts,
+            deletes=machine.operations.deletes,
+            ranges=machine.operations.ranges,
+            txns=machine.operations.txns,
             watch_streams=watches.streams,
             watchers=watches.watchers,
             slow_watchers=watches.slow_watchers,
             events=watches.events_total,
             pending_events=watches.pending_events,
+            leases_granted=engine.lease.granted_total,
             leases_renewed=engine.lease.renewed_total,
+            leases_revoked=engine.lease.revoked_total,
             leases_expired=engine.lease.expired_total,
             grpc_received=wire["bytes_received_total"],
             grpc_sent=wire["bytes_sent_total"],
