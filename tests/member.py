@@ -8,6 +8,7 @@ error that the client would have been told. Time is a number that the test moves
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from etcd_server.services.core import Settings
 from etcd_server.services.engine import Engine
 from etcd_server.services.events import STREAM_MESSAGE, STREAM_OPEN, Batch, Effects
 from etcd_server.storage.database import StateDatabase
+from etcd_server.storage.errors import StorageError
 from etcd_server.storage.raftlog import RaftLog
 from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
 
@@ -32,14 +34,31 @@ CLUSTER_ID = 0xCDF818194E3A8C32
 
 
 class Member:
-    """One member in one folder; make another on the same folder to restart it."""
+    """One member in one folder; make another on the same folder to restart it.
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    vfs: name of the SQLite VFS to use. seed: of what the engine draws; another one for each start of a member
+    that is ended in the midst of things, as its proposals must have other numbers.
+    """
+
+    def __init__(self, folder: Path, *, vfs: str | None = None, seed: int = 2, **settings: Any) -> None:
         self.now = 1000.0
         self.settings = Settings(cluster_id=CLUSTER_ID, member_id=MEMBER_ID, **settings)
-        self.log = RaftLog.open(str(folder / "raft.db"), journal_size_bytes=1 << 16)
-        self.database = StateDatabase.open(str(folder / "state.db"), STATE_SCHEMA, STATE_SCHEMA_VERSION)
+        self._opened: list[RaftLog | StateDatabase] = []
+        try:
+            self._start(folder, vfs, seed)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _start(self, folder: Path, vfs: str | None, seed: int) -> None:
+        self.log = RaftLog.open(str(folder / "raft.db"), journal_size_bytes=1 << 16, vfs=vfs)
+        self._opened.append(self.log)
+        self.database = StateDatabase.open(
+            str(folder / "state.db"), STATE_SCHEMA, STATE_SCHEMA_VERSION, vfs=vfs
+        )
+        self._opened.append(self.database)
         machine = Machine(self.database)
+        self.log.check_joins(machine.applied_index)
         if self.log.last_index() == 0:
             change = command_pb2.ConfChange(
                 kind=command_pb2.ConfChange.ADD_VOTER,
@@ -59,7 +78,7 @@ class Member:
             node=Node(config, self.log, random.Random(1)),
             log_storage=self.log,
             machine=machine,
-            random=random.Random(2),
+            random=random.Random(seed),
         )
         self.answers: dict[int, bytes | EtcdError] = {}
         self.delivered: dict[int, list[bytes]] = {}
@@ -131,6 +150,12 @@ class Member:
     def heard(self, stream_id: int, path: str) -> list[Any]:
         """What has come on a stream since the last look."""
         return [METHODS[path].response.FromString(message) for message in self.delivered.pop(stream_id, [])]
+
+    def abandon(self) -> None:
+        """Close the files as a crash would, whatever the disk says to it."""
+        for opened in self._opened:
+            with suppress(StorageError):
+                opened.close()
 
     def close(self) -> None:
         self.engine.stop()
