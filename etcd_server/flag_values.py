@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from etcd_server.api.urls import checked as checked_url
 from etcd_server.flags import Flag, Kind
 
 Value = str | bool | int | float | tuple[str, ...]
@@ -85,27 +86,8 @@ def urls(text: str) -> tuple[str, ...]:
 
 
 def url(text: str) -> str:
-    """One URL: http or https with host and port and nothing else, unix or unixs with a path.
-
-    The texts are those of etcd (client/pkg/types/urls.go) where it has one.
-    """
-    try:
-        parts = urlsplit(text)
-    except ValueError as error:
-        raise ValueError(f"{error}: {text}") from None
-    if parts.scheme in ("unix", "unixs"):
-        if not parts.netloc and not parts.path.strip("/"):
-            raise ValueError(f"URL has no path of a socket: {text}")
-        return text
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"URL scheme must be http, https, unix, or unixs: {text}")
-    if not _has_port(parts.netloc):
-        raise ValueError(f'URL address does not have the form "host:port": {text}')
-    if parts.path:
-        raise ValueError(f"URL must not contain a path: {text}")
-    if parts.query or parts.fragment or "@" in parts.netloc:
-        raise ValueError(f"URL must be a scheme, a host and a port, and nothing else: {text}")
-    return text
+    """One URL: http or https with host and port and nothing else, unix or unixs with a path."""
+    return checked_url(text)
 
 
 def is_socket_path(url_text: str) -> bool:
@@ -132,13 +114,6 @@ def is_bindable(host_name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _has_port(netloc: str) -> bool:
-    name, separator, port = netloc.rpartition(":")
-    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        return False
-    return ":" not in name or (name.startswith("[") and name.endswith("]"))
 
 
 _READERS: dict[Kind, Callable[[str], Value]] = {
