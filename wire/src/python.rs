@@ -17,6 +17,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
+use crate::brisk::Brisk;
 use crate::event::{Command, Event, Metadata, Object, Origin};
 use crate::grpc;
 use crate::inbox::Inbox;
@@ -143,7 +144,7 @@ impl Wire {
             })?;
         let methods = read_methods(&methods)?;
         let intern = |text: &String| PyString::intern(py, text).unbind();
-        Ok(Wire {
+        let wire = Wire {
             paths: methods.paths.iter().map(intern).collect(),
             keys: metadata_keys.iter().map(intern).collect(),
             shared: Arc::new(Shared {
@@ -153,10 +154,16 @@ impl Wire {
                 metadata_keys: read_keys(&metadata_keys)?,
                 registry: Registry::default(),
                 counters: Counters::default(),
+                brisk: Brisk::default(),
             }),
             runtime: Mutex::new(Some(runtime)),
             listeners: Mutex::new(Vec::new()),
-        })
+        };
+        let shared = Arc::clone(&wire.shared);
+        if let Some(runtime) = wire.runtime.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            runtime.spawn(async move { shared.brisk.run().await });
+        }
+        Ok(wire)
     }
 
     fn listen(&self, py: Python<'_>, url: &str, name: &str) -> PyResult<String> {
@@ -199,6 +206,7 @@ impl Wire {
             commands.push(command(&reply)?);
         }
         // Without letting go of the interpreter lock: taking it again would cost more than this does.
+        self.shared.brisk.step(commands.len());
         self.shared.registry.dispatch(commands);
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use fnv::{FnvHashMap, FnvHashSet};
 use http::header::HeaderName;
 
+use crate::brisk::Brisk;
 use crate::inbox::Inbox;
 use crate::registry::Registry;
 
@@ -130,6 +131,7 @@ pub struct Shared {
     pub inbox: Inbox,
     pub registry: Registry,
     pub counters: Counters,
+    pub brisk: Brisk,
 }
 
 /// The shared state, by reference count.
