@@ -18,6 +18,9 @@ test: setup check ## all checks and tests
 check: setup ## style, types and floors
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && .venv/bin/lint-imports
 
+sim: setup ## simulate whole clusters: SEED=n, or SEEDS=a..b
+	@$(PYTHON) -m tests.sim.run $(or $(SEED),$(SEEDS),1..40) $(ARGS)
+
 bench: setup ## compare with etcd on this machine: rates, latencies, CPU, memory
 	@$(PYTHON) -m benchmarks.bench $(ARGS)
 
@@ -27,4 +30,4 @@ proto: setup ## generate the message classes from etcd_server/api/proto/*.proto
 clean: ## remove what was built
 	rm -rf .venv build wire/target benchmarks/loadgen/target $(WIRE)
 
-.PHONY: help setup demo test check bench proto clean
+.PHONY: help setup demo test check sim bench proto clean

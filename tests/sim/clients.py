@@ -1,0 +1,462 @@
+"""Clients: what a cluster is asked for while it is being broken.
+
+Each client has one call under way at a time and remembers what it was told (`history.py`). It goes to another
+member when one fails it, and gives up on a call after a while: the outcome is then unknown, and it never asks
+the same again. Values are unique. Watchers resume behind the last revision that they have seen, at any
+member; some read slowly. Lease holders keep leases alive, put keys on them, let them run out or revoke them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from etcd_server.api.errors import EtcdError, OutcomeUnknown
+from etcd_server.api.methods import METHODS
+from etcd_server.api.proto import rpc_pb2
+from tests.sim.history import (
+    COMPACT,
+    DELETE,
+    LEASE_GRANT,
+    LEASE_REVOKE,
+    PUT,
+    RANGE,
+    TXN,
+    Delivery,
+    History,
+    LeaseStory,
+    Operation,
+    WatchSession,
+)
+from tests.sim.node import Host, Process, Stream
+from tests.sim.world import World
+
+WATCH = "/etcdserverpb.Watch/Watch"
+LEASE_KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
+
+R = rpc_pb2.RangeRequest
+C = rpc_pb2.Compare
+
+
+class Clients:
+    """All clients of one run."""
+
+    def __init__(self, world: World, hosts: list[Host]) -> None:
+        plan = world.plan
+        self.world = world
+        self.hosts = hosts
+        self.history = History()
+        self.is_asking = True
+        self.highest_revision = 1
+        self.live_leases: list[int] = []
+        self._next_call = 1
+        self._next_value = 0
+        self.writers = [Writer(self, number) for number in range(plan.clients)]
+        self.watchers = [Watcher(self, number) for number in range(plan.watchers)]
+        self.holders = [LeaseHolder(self, number) for number in range(plan.lease_holders)]
+        self.compactor = Compactor(self) if plan.compaction_interval_s else None
+
+    def begin(self) -> None:
+        for client in (*self.writers, *self.watchers, *self.holders):
+            self.world.after(client.draw.uniform(0.5, 1.5), client.act)
+        if self.compactor is not None:
+            self.world.after(2.0, self.compactor.act)
+
+    @property
+    def are_quiet(self) -> bool:
+        """Nobody waits for an answer."""
+        busy = [client for client in (*self.writers, *self.holders) if client.is_busy]
+        return not busy and not (self.compactor and self.compactor.is_busy)
+
+    def number(self) -> int:
+        """A number that no other call or stream has."""
+        self._next_call += 1
+        return self._next_call
+
+    def value(self) -> bytes:
+        """A value that nobody has ever written."""
+        self._next_value += 1
+        size = self.world.plan.value_bytes
+        return (b"v%d" % self._next_value).ljust(size, b".")
+
+
+class Client:
+    """One client: sends one call at a time to the member that it has chosen."""
+
+    def __init__(self, clients: Clients, kind: str, number: int) -> None:
+        self.clients = clients
+        self.world = clients.world
+        self.plan = clients.world.plan
+        self.name = f"{kind} {number}"
+        self.client_id = len(clients.history.operations) + number
+        self.draw = clients.world.source(self.name)
+        self.host = self.draw.choice(clients.hosts)
+        self._under_way = 0
+
+    @property
+    def is_busy(self) -> bool:
+        return self._under_way > 0
+
+    def elsewhere(self) -> None:
+        """Choose a member again."""
+        self.host = self.draw.choice(self.clients.hosts)
+
+    def call(self, path: str, request: Any, then: Callable[[Operation], None]) -> None:
+        """Send a call. `then` hears of it once: answered, refused, or unknown after a while."""
+        process = self.host.process
+        operation = Operation(self.client_id, path, request, self.world.now)
+        if process is None:
+            self.elsewhere()
+            self.world.after(0.05, then, operation)
+            return
+        operation.member = (self.host.member_id, self.host.lives)
+        self._under_way += 1
+        call_id = self.clients.number()
+        waiting = True
+
+        def told(answer: bytes | EtcdError | None) -> None:
+            nonlocal waiting
+            if not waiting:
+                return
+            waiting = self._under_way = 0
+            self._take(operation, answer)
+            then(operation)
+
+        def give_up() -> None:
+            if waiting:
+                self.world.counts["client gave up"] += 1
+                process.cancel(call_id)
+                told(None)
+
+        self.clients.history.operations.append(operation)
+        self.world.after(self.draw.uniform(0.0001, 0.003), _arrive, process, call_id, path, request, told)
+        self.world.after(self.draw.uniform(2, 12), give_up)
+
+    def _take(self, operation: Operation, answer: bytes | EtcdError | None) -> None:
+        counts = self.world.counts
+        if isinstance(answer, bytes):
+            operation.response = METHODS[operation.path].response.FromString(answer)
+            operation.completed_s = self.world.now
+            revision = operation.response.header.revision
+            self.clients.highest_revision = max(self.clients.highest_revision, revision)
+            counts["operation succeeded"] += 1
+            return
+        if answer is None or isinstance(answer, OutcomeUnknown):
+            counts["outcome unknown"] += 1
+        else:
+            counts["operation refused"] += 1
+            operation.completed_s = self.world.now
+        operation.error = answer
+        if self.draw.random() < 0.7:
+            self.elsewhere()
+
+
+def _arrive(process: Process, call_id: int, path: str, request: Any, told: Callable[[Any], None]) -> None:
+    if process.host.process is process:
+        process.call(call_id, path, request, told)
+    else:
+        told(None)
+
+
+class Writer(Client):
+    """Puts, deletes, transactions and reads of a few keys."""
+
+    def __init__(self, clients: Clients, number: int) -> None:
+        super().__init__(clients, "writer", number)
+        self.client_id = number
+
+    def act(self) -> None:
+        if self.clients.is_asking:
+            path, request = self._request()
+            self.call(path, request, self._done)
+
+    def _done(self, operation: Operation) -> None:
+        self.world.after(self.draw.expovariate(1 / self.plan.think_s), self.act)
+
+    def key(self) -> bytes:
+        return b"k%02d" % self.draw.randrange(self.plan.keys)
+
+    def span(self) -> tuple[bytes, bytes]:
+        """A key and a range_end."""
+        return self.draw.choice(
+            [
+                (self.key(), b""),
+                (self.key(), b""),
+                (self.key(), self.key() + b"\0"),
+                (b"k", b"l"),
+                (self.key(), b"\0"),
+            ]
+        )
+
+    def _request(self) -> tuple[str, Any]:
+        kind = self.draw.random()
+        if kind < 0.4:
+            return PUT, self._put()
+        if kind < 0.48:
+            return DELETE, self._delete()
+        if kind < 0.65:
+            return TXN, self._txn()
+        return RANGE, self._range()
+
+    def _put(self) -> rpc_pb2.PutRequest:
+        draw = self.draw
+        request = rpc_pb2.PutRequest(key=self.key(), value=self.clients.value(), prev_kv=draw.random() < 0.2)
+        if self.clients.live_leases and draw.random() < 0.2:
+            request.lease = draw.choice(self.clients.live_leases)
+        return request
+
+    def _delete(self) -> rpc_pb2.DeleteRangeRequest:
+        key, end = self.span()
+        return rpc_pb2.DeleteRangeRequest(key=key, range_end=end, prev_kv=self.draw.random() < 0.3)
+
+    def _range(self) -> rpc_pb2.RangeRequest:
+        draw = self.draw
+        key, end = self.span()
+        request = R(key=key, range_end=end, serializable=draw.random() < 0.2)
+        if draw.random() < 0.4:
+            request.limit = draw.choice([0, 1, 3])
+            request.sort_order = draw.choice(R.SortOrder.values())
+            request.sort_target = draw.choice(R.SortTarget.values())
+            request.keys_only = draw.random() < 0.2
+            request.count_only = draw.random() < 0.2
+            if draw.random() < 0.2:
+                request.min_mod_revision = draw.randrange(1, self.clients.highest_revision + 1)
+        if draw.random() < 0.15:
+            request.revision = self._past()
+        return request
+
+    def _past(self) -> int:
+        """A revision of late, compacted perhaps, or one to come."""
+        highest = self.clients.highest_revision
+        return max(1, highest - self.draw.randrange(-2, 30))
+
+    def _txn(self) -> rpc_pb2.TxnRequest:
+        draw = self.draw
+        request = rpc_pb2.TxnRequest()
+        for _ in range(draw.randrange(3)):
+            target = draw.choice(["version", "create_revision", "mod_revision"])
+            request.compare.append(
+                C(
+                    key=self.key(),
+                    target={"version": C.VERSION, "create_revision": C.CREATE, "mod_revision": C.MOD}[target],
+                    result=draw.choice(C.CompareResult.values()),
+                    **{target: draw.choice([0, 1, 2, self.clients.highest_revision])},  # type: ignore[arg-type]
+                )
+            )
+        for branch in (request.success, request.failure):
+            keys = sorted({self.key() for _ in range(draw.randrange(4))})
+            for key in keys:
+                kind = draw.random()
+                if kind < 0.6:
+                    branch.add().request_put.CopyFrom(
+                        rpc_pb2.PutRequest(key=key, value=self.clients.value(), prev_kv=draw.random() < 0.2)
+                    )
+                elif kind < 0.75:
+                    branch.add().request_delete_range.CopyFrom(rpc_pb2.DeleteRangeRequest(key=key))
+                else:
+                    branch.add().request_range.CopyFrom(R(key=key, range_end=draw.choice([b"", b"l"])))
+            if draw.random() < 0.15:
+                branch.add().request_range.CopyFrom(R(key=self.key(), revision=self._past()))
+        return request
+
+
+class Compactor(Client):
+    """Forgets the past, up to the present at times."""
+
+    def __init__(self, clients: Clients) -> None:
+        super().__init__(clients, "compactor", 0)
+        self.client_id = 900
+
+    def act(self) -> None:
+        if not self.clients.is_asking:
+            return
+        highest = self.clients.highest_revision
+        back = self.draw.choice([0, 0, 1, 3, 20])
+        if highest - back > 1:
+            request = rpc_pb2.CompactionRequest(revision=highest - back, physical=self.draw.random() < 0.3)
+            self.call(COMPACT, request, self._done)
+        else:
+            self.world.after(1.0, self.act)
+
+    def _done(self, operation: Operation) -> None:
+        if operation.succeeded:
+            self.world.counts["compaction"] += 1
+        self.world.after(self.draw.expovariate(1 / self.plan.compaction_interval_s), self.act)
+
+
+class Watcher(Client):
+    """One watch that goes on for the whole run, over streams that come and go."""
+
+    def __init__(self, clients: Clients, number: int) -> None:
+        super().__init__(clients, "watcher", number)
+        draw = self.draw
+        key, end = draw.choice([(b"k", b"l"), (b"k", b"l"), (b"k00", b""), (b"k01", b"k05"), (b"\0", b"\0")])
+        self.request = rpc_pb2.WatchCreateRequest(
+            key=key,
+            range_end=end,
+            prev_kv=draw.random() < 0.4,
+            progress_notify=draw.random() < 0.4,
+            fragment=draw.random() < 0.3,
+        )
+        if draw.random() < 0.2:
+            self.request.filters.append(draw.choice([0, 1]))
+        self.next_revision = draw.choice([0, 1, 1, 2, 30])
+        self.sessions: list[WatchSession] = []
+        clients.history.watches.append(self.sessions)
+        self.stream_id = 0
+        self.process: Process | None = None
+
+    def act(self) -> None:
+        """Open a stream and go on where the last one ended."""
+        process = self.host.process
+        if process is None or process.is_paused:
+            self.elsewhere()
+            self.world.after(0.2, self.act)
+            return
+        request = rpc_pb2.WatchCreateRequest()
+        request.CopyFrom(self.request)
+        request.start_revision = self.next_revision
+        session = WatchSession(request, (self.host.member_id, self.host.lives))
+        self.sessions.append(session)
+        stream_id = self.stream_id = self.clients.number()
+        self.process = process
+
+        def heard(message: bytes) -> None:
+            if self.stream_id == stream_id:
+                self._hear(session, rpc_pb2.WatchResponse.FromString(message))
+
+        def ended(error: EtcdError | None) -> None:
+            if self.stream_id == stream_id:
+                self._reconnect()
+
+        process.open_stream(stream_id, WATCH, Stream(heard, ended))
+        process.say(stream_id, rpc_pb2.WatchRequest(create_request=request))
+        self.world.after(self.draw.expovariate(1 / 4), self._interfere, stream_id)
+
+    def _hear(self, session: WatchSession, response: rpc_pb2.WatchResponse) -> None:
+        session.deliveries.append(Delivery(self.world.now, response))
+        counts = self.world.counts
+        if response.events:
+            counts["watch event"] += len(response.events)
+            if not response.fragment:
+                self.next_revision = max(self.next_revision, response.events[-1].kv.mod_revision + 1)
+        elif response.created:
+            if not self.next_revision:
+                self.next_revision = response.header.revision + 1
+        elif not response.canceled:
+            counts["watch progress"] += 1
+        if response.canceled:
+            if response.compact_revision:
+                counts["watch met compaction"] += 1
+                self.next_revision = max(self.next_revision, response.compact_revision)
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        if self.process is not None and self.process.host.process is self.process:
+            self.process.cancel(self.stream_id)
+        self.stream_id = 0
+        self.elsewhere()
+        self.world.counts["watch resumed"] += 1
+        self.world.after(self.draw.uniform(0.01, 0.5), self.act)
+
+    def _interfere(self, stream_id: int) -> None:
+        """Now and then: read slowly for a while, ask for progress, or leave."""
+        process = self.process
+        if self.stream_id != stream_id or process is None or not self.clients.is_asking:
+            return
+        kind = self.draw.random()
+        if kind < 0.4:
+            self.world.counts["watch slow"] += 1
+            process.set_slow(stream_id, slow=True)
+            self.world.after(self.draw.uniform(0.1, 4), self._read_again, stream_id)
+        elif kind < 0.8:
+            request = rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
+            process.say(stream_id, request)
+        else:
+            self._reconnect()
+            return
+        self.world.after(self.draw.expovariate(1 / 4), self._interfere, stream_id)
+
+    def _read_again(self, stream_id: int) -> None:
+        if self.stream_id == stream_id and self.process is not None:
+            self.process.set_slow(stream_id, slow=False)
+            if self.draw.random() < 0.5:
+                request = rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
+                self.process.say(stream_id, request)
+
+
+class LeaseHolder(Client):
+    """Grants leases, keeps them alive for a while, then lets them run out or revokes them."""
+
+    def __init__(self, clients: Clients, number: int) -> None:
+        super().__init__(clients, "lease holder", number)
+        self.client_id = 500 + number
+        self.lease_id = 0
+        self.process: Process | None = None
+        self.stream_id = 0
+
+    def act(self) -> None:
+        if not self.clients.is_asking:
+            return
+        lease_id = self.draw.getrandbits(62) + 1
+        ttl_s = self.draw.choice([1, 2, 3, 5])
+        self.call(LEASE_GRANT, rpc_pb2.LeaseGrantRequest(ID=lease_id, TTL=ttl_s), self._granted)
+
+    def _granted(self, operation: Operation) -> None:
+        if not operation.succeeded:
+            self.world.after(0.5, self.act)
+            return
+        response = operation.response
+        self.lease_id = response.ID
+        story = LeaseStory(response.ID, response.TTL, operation.invoked_s)
+        self.clients.history.leases[response.ID] = story
+        self.clients.live_leases.append(response.ID)
+        self.world.counts["lease granted"] += 1
+        self.world.after(response.TTL / 4, self._keep_alive, story)
+        self.world.after(self.draw.uniform(2, 25), self._end, story)
+
+    def _keep_alive(self, story: LeaseStory) -> None:
+        """One keepalive, on the stream that is open, or on a new one to another member."""
+        if self.lease_id != story.lease_id or not self.clients.is_asking:
+            return
+        if self.stream_id == 0:
+            self._open(story)
+        if self.process is not None and self.stream_id:
+            self.process.say(self.stream_id, rpc_pb2.LeaseKeepAliveRequest(ID=story.lease_id))
+        self.world.after(self.draw.uniform(0.15, 0.35) * story.ttl_s, self._keep_alive, story)
+
+    def _open(self, story: LeaseStory) -> None:
+        self.elsewhere()
+        process = self.host.process
+        if process is None:
+            return
+        stream_id = self.stream_id = self.clients.number()
+        self.process = process
+
+        def heard(message: bytes) -> None:
+            response = rpc_pb2.LeaseKeepAliveResponse.FromString(message)
+            if response.TTL > 0:
+                self.world.counts["lease kept alive"] += 1
+                story.renewed_s.append(self.world.now)
+            elif self.lease_id == story.lease_id:
+                self._gone(story)
+
+        def ended(error: EtcdError | None) -> None:
+            if self.stream_id == stream_id:
+                self.stream_id = 0
+
+        process.open_stream(stream_id, LEASE_KEEP_ALIVE, Stream(heard, ended))
+
+    def _end(self, story: LeaseStory) -> None:
+        """No more keepalives; half of the leases are revoked, the others run out."""
+        if self.lease_id != story.lease_id:
+            return
+        if self.draw.random() < 0.5 and self.clients.is_asking:
+            story.revoke_asked_s = self.world.now
+            self.call(LEASE_REVOKE, rpc_pb2.LeaseRevokeRequest(ID=story.lease_id), lambda _: None)
+        self._gone(story)
+
+    def _gone(self, story: LeaseStory) -> None:
+        self.lease_id = 0
+        self.clients.live_leases.remove(story.lease_id)
+        self.world.after(self.draw.uniform(0.5, 3), self.act)

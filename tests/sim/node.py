@@ -1,0 +1,615 @@
+"""A host: one machine with a disk, a clock and, most of the time, a member's process on it.
+
+The process is the shipped member: Engine, Machine, StateDatabase and RaftLog, on a `SimulatedDisk`. What the
+shell (`runtime.py`, `workers.py`) does in three threads is done here as events in virtual time: turns of the
+loop, late writes of the log writer, checkpoints and cuts of the keeper. A turn takes all that has arrived; a
+member that is paused takes nothing, and a lot afterwards, with all the ticks that it slept through.
+
+Ends of a process: `kill` (the operating system keeps what was written), `lose_power` (the disk keeps, drops
+or tears what was not synced), `stop` (orderly), and of its own accord when a sync fails or a disk stays full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+from google.protobuf.message import Message as Request
+
+from etcd_server.api.errors import EtcdError
+from etcd_server.api.proto import command_pb2, rpc_pb2
+from etcd_server.machine.apply import Machine, Outcome
+from etcd_server.raft.log import LogStorage
+from etcd_server.raft.messages import Entry, EntryKind, HardState, Message, Ready
+from etcd_server.raft.node import Node
+from etcd_server.raft.state import Config
+from etcd_server.services.core import Settings
+from etcd_server.services.engine import Engine
+from etcd_server.services.events import (
+    STREAM_HALF_CLOSE,
+    STREAM_MESSAGE,
+    STREAM_OPEN,
+    STREAM_PAUSED,
+    STREAM_RESUMED,
+    Batch,
+    Effects,
+)
+from etcd_server.storage.database import StateDatabase
+from etcd_server.storage.errors import DiskFull, StorageError
+from etcd_server.storage.extent import Extent
+from etcd_server.storage.maintenance import StateMaintenance
+from etcd_server.storage.raftlog import RaftLog
+from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
+from tests.faults.simdisk import SimulatedDisk
+from tests.sim.invariants import Invariants
+from tests.sim.network import Network
+from tests.sim.world import World
+
+CLUSTER_ID = 0xCDF818194E3A8C32
+TURN_S = 0.0002
+RETRY_FULL_DISK_S = 0.5
+KEEPER_INTERVAL_S = 1.0
+LOWEST_ROOM_BYTES = 64 * 1024
+SHORT_REST_BYTES = 64 * 1024
+MOST_TICKS_AT_ONCE = 100
+
+Reply = Callable[["bytes | EtcdError | None"], None]
+"""Told once: the serialised answer, the error, or None when the connection broke first."""
+
+
+@dataclass(slots=True)
+class Stream:
+    """The client's end of a stream."""
+
+    on_message: Callable[[bytes], None]
+    on_end: Callable[[EtcdError | None], None]
+
+
+class ObservedNode(Node):
+    """The shipped node, with everything that it hands out looked at by the invariants."""
+
+    def __init__(
+        self, config: Config, storage: LogStorage, random: random.Random, host: Host, invariants: Invariants
+    ) -> None:
+        super().__init__(config, storage, random)
+        self.host = host
+        self.invariants = invariants
+
+    def ready(self) -> Ready | None:
+        ready = super().ready()
+        if ready is not None:
+            self.invariants.taken(self.host, ready)
+        return ready
+
+    def read_index(self, context: int) -> None:
+        super().read_index(context)
+        self.invariants.read_asked(self.host, context)
+
+
+class ObservedMachine(Machine):
+    """The shipped machine, with each outcome compared with what other members and other lives made of it."""
+
+    def __init__(self, database: StateDatabase, host: Host, invariants: Invariants) -> None:
+        self.host = host
+        self.invariants = invariants
+        super().__init__(database)
+
+    def apply(self, index: int, term: int, commands: Iterable[command_pb2.Command]) -> list[Outcome]:
+        is_new = index > self.applied_index
+        outcomes = super().apply(index, term, commands)
+        if is_new:
+            self.invariants.applied(self.host, index, outcomes, self.revision)
+        return outcomes
+
+    def apply_conf_change(self, index: int, term: int, change: command_pb2.ConfChange) -> Outcome | None:
+        outcome = super().apply_conf_change(index, term, change)
+        if outcome is not None:
+            self.invariants.applied(self.host, index, [outcome], self.revision)
+        return outcome
+
+
+class Host:
+    """One machine. `process` is None while nothing runs on it; `durable` is what its log must still hold."""
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        invariants: Invariants,
+        member_id: int,
+        first_members: list[int],
+        scratch: Path,
+    ) -> None:
+        plan = world.plan
+        self.world = world
+        self.network = network
+        self.invariants = invariants
+        self.member_id = member_id
+        self.name = f"member {member_id}"
+        self.draw = world.source(self.name)
+        self.disk = SimulatedDisk(plan.seed * 16 + member_id, scratch)
+        self.rate = 1 + self.draw.uniform(-1, 1) * plan.clock_drift
+        self.clock_offset_s = self.draw.uniform(0, 1e6)
+        self.process: Process | None = None
+        self.first_members = first_members
+        self.durable: tuple[HardState, Extent] = (HardState(), Extent(0, ((0, 0),)))
+        self.synced_index = 0
+        self.has_power = True
+        self.write_s = plan.delay_s
+        self.slow_until_s = 0.0
+        self.lives = 0
+
+    @property
+    def is_up(self) -> bool:
+        return self.process is not None
+
+    def local_time(self) -> float:
+        """This host's clock, in seconds."""
+        return self.clock_offset_s + self.world.now * self.rate
+
+    def write_latency_s(self) -> float:
+        """How long the next write to the log takes."""
+        plan = self.world.plan
+        if self.world.now < self.slow_until_s:
+            return self.draw.uniform(0, plan.longest_write_s)
+        return self.draw.uniform(0.0001, 0.003)
+
+    # --- life and death -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the process, unless it runs. It tries again when the disk does not let it."""
+        if self.process is not None or not self.has_power:
+            return
+        self.lives += 1
+        # A monotonic clock begins anywhere.
+        self.clock_offset_s = self.draw.uniform(0, 1e6) - self.world.now * self.rate
+        self.world.trace(self.name, "starts")
+        process = None
+        try:
+            process = Process(self)
+            self.process = process
+            process.begin()
+        except (StorageError, apsw.Error) as error:
+            self.process = None
+            if not (self.disk.is_dead or self.disk.capacity_bytes is not None):
+                raise
+            self.world.counts["start refused"] += 1
+            self.world.trace(self.name, "cannot start", str(error))
+            if process is not None:
+                process.abandon()
+            if self.disk.is_dead:
+                self.lose_power(1.0)
+            else:
+                self.world.after(1.0, self.start)
+
+    def kill(self, outage_s: float) -> None:
+        """SIGKILL: memory is lost, the operating system keeps what was written."""
+        if self.process is None:
+            return
+        self.world.trace(self.name, "is killed")
+        self._end_process()
+        self.world.after(outage_s, self.start)
+
+    def lose_power(self, outage_s: float) -> None:
+        """The power fails; what was not synced may be kept, dropped or torn."""
+        self.world.trace(self.name, "loses power")
+        self.has_power = False
+        self._end_process()
+        self.world.after(outage_s, self._get_power)
+
+    def _get_power(self) -> None:
+        if not self.has_power:
+            self.disk.restart()
+            self.has_power = True
+            self.start()
+
+    def _end_process(self) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            self.disk.is_dead = True
+            process.abandon()
+            self.disk.is_dead = False
+
+    def stop(self, outage_s: float) -> None:
+        """An orderly stop: who waits is told, files are closed."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        self.world.trace(self.name, "is stopped")
+        try:
+            process.stop()
+        except (StorageError, apsw.Error):
+            self.disk.is_dead = True
+            process.abandon()
+            self.disk.is_dead = False
+        self.world.after(outage_s, self.start)
+
+    def failed(self, error: Exception) -> None:
+        """The process has met an error of its disk. One that no fault explains is the simulator's to
+        report."""
+        if self.disk.is_dead:
+            self.world.counts["power cut in the middle of a write"] += 1
+            self.lose_power(self.draw.uniform(0.1, self.world.plan.longest_outage_s))
+            return
+        if self.disk.sync_fails_at is not None and self.disk.syncs >= self.disk.sync_fails_at:
+            # What the disk holds is unknown, and only a disk that is read anew tells: the host is restarted.
+            self.disk.sync_fails_at = None
+            self.world.counts["ended by a failed sync"] += 1
+            self.lose_power(self.draw.uniform(0.5, 3))
+        elif self.disk.capacity_bytes is not None:
+            self.world.counts["ended by a full disk"] += 1
+            self.world.trace(self.name, "ends", str(error))
+            self._end_process()
+            self.world.after(1.0, self.start)
+        else:
+            raise error
+
+    def close(self) -> None:
+        """The run is over."""
+        self._end_process()
+        self.disk.__exit__(None, None, None)
+
+
+class Process:
+    """One life of a member: opened files, an engine, and what is under way between its threads."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.world = world = host.world
+        self.plan = plan = world.plan
+        self.batch = Batch()
+        self.calls: dict[int, Reply] = {}
+        self.streams: dict[int, Stream] = {}
+        self.is_paused = False
+        self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._turn_due = False
+        self._unwritten: list[Ready] = []
+        self._writing = False
+        self._posted = 0
+        self._rest_is_short = False
+        self._cut_to = 0
+        self._full: set[str] = set()
+        self._opened: list[Any] = []
+        try:
+            self._open(plan)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _open(self, plan: Any) -> None:
+        host, world = self.host, self.world
+        disk, member_id = host.disk, host.member_id
+        self.log = RaftLog.open(disk.path("raft.db"), journal_size_bytes=0, vfs=disk.vfs_name)
+        self._opened.append(self.log)
+        self.database = StateDatabase.open(
+            disk.path("state.db"), STATE_SCHEMA, STATE_SCHEMA_VERSION, vfs=disk.vfs_name
+        )
+        self._opened.append(self.database)
+        self.maintenance = StateMaintenance.open(disk.path("state.db"), vfs=disk.vfs_name)
+        self._opened.append(self.maintenance)
+        self.machine = ObservedMachine(self.database, host, host.invariants)
+        if self.log.last_index() == 0:
+            entries = first_entries(host.first_members)
+            self.log.append(HardState(1, 0, len(entries)), entries)
+        self.log.check_joins(self.machine.applied_index)
+        members = self.machine.members.all()
+        config = Config(
+            member_id=member_id,
+            voters=tuple(member.ID for member in members if not member.isLearner),
+            learners=tuple(member.ID for member in members if member.isLearner),
+            hard_state=self.log.initial()[0],
+            applied_index=self.machine.applied_index,
+            election_ticks=plan.election_ticks,
+            pre_vote=plan.pre_vote,
+            max_inflight=plan.max_inflight,
+            max_message_bytes=plan.max_message_bytes,
+            max_apply_bytes=plan.max_apply_bytes,
+            recent_entries=plan.recent_entries,
+        )
+        self.settings = Settings(
+            cluster_id=CLUSTER_ID,
+            member_id=member_id,
+            member_name=f"m{member_id}",
+            heartbeat_interval_s=plan.heartbeat_interval_s,
+            election_timeout_s=plan.election_timeout_s,
+            snapshot_count=plan.snapshot_count,
+            # Without snapshots among members a log is cut only where nobody else may need it.
+            catch_up_entries=2 if plan.voters == 1 else 1 << 40,
+            progress_notify_interval_s=3.0,
+            commit_interval_s=plan.commit_interval_s,
+        )
+        life = f"{member_id} {host.lives}"
+        self.node = ObservedNode(config, self.log, world.source(f"raft {life}"), host, host.invariants)
+        self.engine = Engine(
+            settings=self.settings,
+            node=self.node,
+            log_storage=self.log,
+            machine=self.machine,
+            random=world.source(f"engine {life}"),
+        )
+
+    def begin(self) -> None:
+        """The files are open: the loop begins."""
+        self.host.invariants.started(self.host, self)
+        self._last_tick_s = self.host.local_time() - self.plan.heartbeat_interval_s * self.host.draw.random()
+        self._schedule_tick()
+        self.after(self.host.draw.uniform(0.5, 1.5) * self.plan.checkpoint_interval_s, self._checkpoint)
+        self.after(KEEPER_INTERVAL_S, self._watch_room)
+        self.wake()
+
+    # --- time ---------------------------------------------------------------------------------------------
+
+    def after(self, delay_s: float, action: Callable[..., None], *arguments: Any) -> None:
+        """Have something happen in this process: not if it has ended by then, later if it is paused."""
+        self.world.after(delay_s, self._act, action, arguments)
+
+    def _act(self, action: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if self.host.process is not self:
+            return
+        if self.is_paused:
+            self._waiting.append((action, arguments))
+            return
+        try:
+            action(*arguments)
+        except (StorageError, apsw.Error) as error:
+            self.host.failed(error)
+
+    def pause(self, duration_s: float) -> None:
+        """SIGSTOP for a while: time goes on without it, what arrives waits."""
+        if not self.is_paused:
+            self.is_paused = True
+            self.world.trace(self.host.name, "is paused")
+            self.world.after(duration_s, self.resume)
+
+    def resume(self) -> None:
+        if self.is_paused and self.host.process is self:
+            self.is_paused = False
+            self.world.trace(self.host.name, "goes on")
+            waiting, self._waiting = self._waiting, []
+            for action, arguments in waiting:
+                self.after(TURN_S, action, *arguments)
+
+    def _schedule_tick(self) -> None:
+        due_s = self._last_tick_s + self.plan.heartbeat_interval_s - self.host.local_time()
+        self.after(max(0.0, due_s / self.host.rate) + 1e-6, self._tick)
+
+    def _tick(self) -> None:
+        self._turn()
+        self._schedule_tick()
+
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something waits for the next turn."""
+        if not self._turn_due:
+            self._turn_due = True
+            self.after(TURN_S, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        batch, self.batch = self.batch, Batch()
+        now_s, interval_s = self.host.local_time(), self.plan.heartbeat_interval_s
+        passed = int((now_s - self._last_tick_s) / interval_s)
+        if passed:
+            batch.ticks = min(passed, MOST_TICKS_AT_ONCE)
+            self._last_tick_s += passed * interval_s
+        self._handle(batch, now_s)
+
+    def _handle(self, batch: Batch, now_s: float) -> None:
+        host = self.host
+        self.world.trace(host.name, "turn", batch)
+        host.invariants.before_turn(host, self)
+        effects = self.engine.handle(batch, now_s)
+        self._perform(effects)
+        host.invariants.after_turn(host, self)
+        if effects.more_work:
+            self.wake()
+
+    def _perform(self, effects: Effects) -> None:
+        host = self.host
+        for message in effects.send:
+            host.invariants.sending(host, self, message)
+            self.world.trace(host.name, "sends", message)
+            host.network.send(message)
+        number = self._submit(effects.persist) if effects.persist else 0
+        for call_id, answer in effects.answers:
+            reply = self.calls.pop(call_id, None)
+            if reply is not None:
+                self.world.after(host.draw.uniform(0.0001, 0.002), reply, answer)
+        for stream_id, message in effects.deliveries:
+            stream = self.streams.get(stream_id)
+            if stream is not None:
+                self.world.after(0.0005, stream.on_message, message)
+        for stream_id, error in effects.ended:
+            stream = self.streams.pop(stream_id, None)
+            if stream is not None:
+                self.batch.cancelled.append(stream_id)
+                self.world.after(0.0005, stream.on_end, error)
+        if effects.cut_log_to:
+            self._cut_to = max(self._cut_to, effects.cut_log_to)
+            self.after(host.draw.uniform(0.001, 0.5), self._cut)
+        if effects.committed and self._rest_is_short:
+            self._rest_is_short = False
+            self.database.restart_journal()
+        if number:
+            self._handle(Batch(persisted=number), host.local_time())
+
+    def deliver(self, message: Message) -> None:
+        """A message of another member has arrived."""
+        self.batch.messages.append(message)
+        self.wake()
+
+    # --- the log writer -----------------------------------------------------------------------------------
+
+    def _submit(self, readies: list[Ready]) -> int:
+        """Have these written; the number of the last when that is done at once, otherwise 0."""
+        self._unwritten.extend(readies)
+        if self._writing:
+            return 0
+        if self.plan.inline_writes and self.host.draw.random() < 0.5 and not self._full:
+            return self._write_now()
+        self._writing = True
+        self.after(self.host.write_latency_s(), self._write)
+        return 0
+
+    def _write_now(self) -> int:
+        """Write what has gathered in one synced transaction; the number of its last Ready."""
+        readies, self._unwritten = self._unwritten, []
+        hard_state = next((r.hard_state for r in reversed(readies) if r.hard_state is not None), None)
+        entries = [entry for ready in readies for entry in ready.entries]
+        try:
+            self.log.append(hard_state, entries)
+        except DiskFull:
+            self._unwritten = readies + self._unwritten
+            self._report("log", full=True)
+            self._writing = True
+            self.after(RETRY_FULL_DISK_S, self._write)
+            return 0
+        if "log" in self._full:
+            self._report("log", full=False)
+        self.host.invariants.written(self.host, self, entries)
+        return readies[-1].number
+
+    def _write(self) -> None:
+        number = self._write_now()
+        if number:
+            self._writing = False
+            # The news takes a moment; the process may end in it.
+            self.after(0.00005, self._persisted, number)
+            if self._unwritten:
+                self._writing = True
+                self.after(self.host.write_latency_s(), self._write)
+
+    def _persisted(self, number: int) -> None:
+        self.batch.persisted = max(self.batch.persisted, number)
+        self.wake()
+
+    # --- the keeper ---------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        with contextlib.suppress(DiskFull):
+            done = self.maintenance.checkpoint()
+            self.host.synced_index = max(self.host.synced_index, done.applied_index)
+            self.world.counts["checkpoint"] += 1
+            self.batch.durable_index = done.applied_index
+            self._rest_is_short = done.left_size_bytes <= SHORT_REST_BYTES
+            if self.host.draw.random() < 0.3:
+                self.log.checkpoint()
+                self.log.release_space(256)
+            self.wake()
+        self.after(self.host.draw.uniform(0.5, 1.5) * self.plan.checkpoint_interval_s, self._checkpoint)
+
+    def _cut(self) -> None:
+        if self._cut_to >= self.log.first_index():
+            with contextlib.suppress(DiskFull):
+                self.host.invariants.cutting(self.host, self, self._cut_to)
+                self.log.cut(self._cut_to)
+                self.world.counts["log cut"] += 1
+
+    def _watch_room(self) -> None:
+        disk = self.host.disk
+        free_bytes = LOWEST_ROOM_BYTES * 2
+        if disk.capacity_bytes is not None:
+            free_bytes = disk.capacity_bytes - sum(len(content) for content in disk.contents().values())
+        if free_bytes < LOWEST_ROOM_BYTES:
+            self._report("device", full=True)
+        elif free_bytes >= 2 * LOWEST_ROOM_BYTES:
+            self._report("device", full=False)
+        self.after(KEEPER_INTERVAL_S, self._watch_room)
+
+    def _report(self, finder: str, *, full: bool) -> None:
+        (self._full.add if full else self._full.discard)(finder)
+        self.batch.disk_full = bool(self._full)
+        self.wake()
+
+    # --- clients ------------------------------------------------------------------------------------------
+
+    def call(self, call_id: int, path: str, request: Request, reply: Reply) -> None:
+        """A unary request has arrived."""
+        self.calls[call_id] = reply
+        self.batch.calls.setdefault(path, []).append((call_id, request))
+        self.wake()
+
+    def cancel(self, call_id: int) -> None:
+        """A client no longer waits for a call or a stream."""
+        if self.calls.pop(call_id, None) is not None or self.streams.pop(call_id, None) is not None:
+            self.batch.cancelled.append(call_id)
+            self.wake()
+
+    def open_stream(self, stream_id: int, path: str, stream: Stream) -> None:
+        self.streams[stream_id] = stream
+        self.batch.streams.append((STREAM_OPEN, stream_id, path))
+        self.wake()
+
+    def say(self, stream_id: int, request: Request) -> None:
+        if stream_id in self.streams:
+            self.batch.streams.append((STREAM_MESSAGE, stream_id, request))
+            self.wake()
+
+    def half_close(self, stream_id: int) -> None:
+        if stream_id in self.streams:
+            self.batch.streams.append((STREAM_HALF_CLOSE, stream_id, None))
+            self.wake()
+
+    def set_slow(self, stream_id: int, *, slow: bool) -> None:
+        """The client stops or goes on reading a stream."""
+        if stream_id in self.streams:
+            self.batch.streams.append((STREAM_PAUSED if slow else STREAM_RESUMED, stream_id, None))
+            self.wake()
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Answer those who wait, close the files."""
+        effects = self.engine.stop()
+        for call_id, answer in effects.answers:
+            reply = self.calls.pop(call_id, None)
+            if reply is not None:
+                self.world.after(0.0005, reply, answer)
+        for stream_id, error in effects.ended:
+            stream = self.streams.pop(stream_id, None)
+            if stream is not None:
+                self.world.after(0.0005, stream.on_end, error)
+        self._break_connections()
+        for opened in reversed(self._opened):
+            opened.close()
+        self._opened.clear()
+
+    def abandon(self) -> None:
+        """The process has ended without a word."""
+        self._break_connections()
+        for opened in reversed(self._opened):
+            with contextlib.suppress(StorageError, apsw.Error):
+                opened.close()
+        self._opened.clear()
+
+    def _break_connections(self) -> None:
+        for reply in self.calls.values():
+            self.world.after(0.001, reply, None)
+        for stream in self.streams.values():
+            self.world.after(0.001, stream.on_end, None)
+        self.calls.clear()
+        self.streams.clear()
+
+
+def first_entries(members: list[int]) -> list[Entry]:
+    """What every first member's log begins with."""
+    return [
+        Entry(
+            index,
+            1,
+            EntryKind.CONF_CHANGE,
+            command_pb2.ConfChange(
+                kind=command_pb2.ConfChange.ADD_VOTER,
+                member=rpc_pb2.Member(
+                    ID=member_id, name=f"m{member_id}", peerURLs=[f"http://10.0.0.{member_id}:2380"]
+                ),
+            ).SerializeToString(deterministic=True),
+        )
+        for index, member_id in enumerate(members, start=1)
+    ]

@@ -1,0 +1,344 @@
+"""One run and many: `python -m tests.sim.run SEED` or `python -m tests.sim.run FIRST..LAST`.
+
+A run has a safety phase, in which anything may fail and nothing may be wrong, and a liveness phase, in which
+a majority is whole again and must serve: a leader within ten election time-outs, everything answered, equal
+and quiet within thirty seconds. Then the evidence is judged (`verdict.py`).
+
+A run in which clients got little done proves nothing: it is void, and counted as that. Over many runs each
+fault and each interesting event must have happened at least once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from etcd_server.raft.messages import Message
+from etcd_server.raft.quorum import majority
+from tests.sim.clients import Clients
+from tests.sim.faults import CLASSES, Faults, free_disk
+from tests.sim.invariants import Invariants
+from tests.sim.network import SHAPES, Network
+from tests.sim.node import Host
+from tests.sim.plan import Plan, draw_plan
+from tests.sim.verdict import judge
+from tests.sim.world import Violation, World
+
+LIVENESS_S = 30.0
+VOID_SHARE = 0.5
+TWICE_SHARE = 20  # one seed in so many is run twice
+
+# What must have happened somewhere in a set of runs that is large enough.
+INTERESTING = (
+    *(f"fault: {fault.name}" for fault in CLASSES),
+    *(f"partition {shape}" for shape in SHAPES),
+    "message lost",
+    "message doubled",
+    "message overtaken",
+    "message cut off",
+    "election won",
+    "conflict overwritten",
+    "entry applied again",
+    "power cut in the middle of a write",
+    "ended by a failed sync",
+    "checkpoint",
+    "log cut",
+    "compaction",
+    "watch event",
+    "watch progress",
+    "watch resumed",
+    "watch slow",
+    "watch met compaction",
+    "lease kept alive",
+    "lease ended",
+    "outcome unknown",
+)
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of one seed. `failure`: the invariant that was violated, and how."""
+
+    seed: int
+    virtual_s: float = 0.0
+    events: int = 0
+    trace_hash: int = 0
+    is_void: bool = False
+    check: str = ""
+    failure: str = ""
+    script: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.failure)
+
+
+class Simulation:
+    """One run: the world and all that is in it."""
+
+    def __init__(self, plan: Plan, scratch: Path, stack: ExitStack) -> None:
+        self.plan = plan
+        self.world = World(plan)
+        self.invariants = Invariants(self.world)
+        self.network = Network(self.world, self._deliver)
+        members = list(range(1, plan.voters + 1))
+        self.hosts = [
+            Host(self.world, self.network, self.invariants, member, members, scratch / f"m{member}")
+            for member in members
+        ]
+        self.invariants.hosts = {host.member_id: host for host in self.hosts}
+        for host in self.hosts:
+            stack.callback(host.close)
+        self.clients = Clients(self.world, self.hosts)
+
+    def _deliver(self, message: Message) -> None:
+        host = self.invariants.hosts.get(message.to)
+        if host is not None and host.process is not None:
+            host.process.deliver(message)
+
+    def run(self) -> None:
+        """Raises Violation."""
+        world, plan = self.world, self.plan
+        for host in self.hosts:
+            world.after(host.draw.uniform(0, 0.2), host.start)
+        self.clients.begin()
+        faults = Faults(world, self.network, self.hosts)
+        world.run_until(plan.safety_s)
+        faults.is_over = True
+        self._recover()
+        judge(world, self.invariants, self.clients.history, self.hosts)
+
+    # --- liveness -----------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        world, plan = self.world, self.plan
+        world.trace("world", "everything heals")
+        draw = world.source("healing")
+        core = self.hosts
+        if draw.random() < 0.4:
+            core = sorted(
+                draw.sample(self.hosts, draw.randint(majority(len(self.hosts)), len(self.hosts))),
+                key=lambda host: host.member_id,
+            )
+        self.network.heal()
+        for host in self.hosts:
+            free_disk(host)
+            host.disk.sync_fails_at = None
+            host.slow_until_s = 0.0
+            if host not in core:
+                host.kill(1e9)
+                host.has_power = False
+                continue
+            host.disk._dies_at = None
+            host._get_power()
+            host.start()
+            if host.process is not None:
+                host.process.resume()
+        self.clients.hosts[:] = core
+        # A member that was paused for long has to find out first, hence the constant.
+        self._wait("leader", 10 * 2 * plan.election_timeout_s + 5, lambda: self._have_leader(core))
+        self.clients.is_asking = False
+        self._wait("quiet", LIVENESS_S, lambda: self._is_quiet(core))
+        world.run_until(world.now + 0.1)  # what has been sent arrives
+        for watcher in self.clients.watchers:
+            if watcher.sessions and watcher.stream_id and watcher.host in core:
+                watcher.sessions[-1].is_current = True
+        for host in core:
+            assert host.process is not None
+            engine = host.process.engine
+            if len(engine.core.proposals) or engine.reads._asked or engine.reads._confirmed:
+                raise Violation("bounds", f"{host.name} still has somebody waiting")
+
+    def _wait(self, what: str, limit_s: float, holds: Callable[[], bool]) -> None:
+        world = self.world
+        end_s = world.now + limit_s
+        while not holds():
+            if world.now >= end_s:
+                raise Violation("liveness", f"no {what} within {limit_s:.1f} s: {self._describe()}")
+            world.run_until(world.now + 0.25)
+
+    def _have_leader(self, core: Sequence[Host]) -> bool:
+        leaders = {host.process.engine.core.leader_id if host.process else 0 for host in core}
+        return len(leaders) == 1 and 0 not in leaders
+
+    def _is_quiet(self, core: Sequence[Host]) -> bool:
+        ledger = self.invariants.ledger
+        for host in core:
+            process = host.process
+            if process is None or process.machine.applied_index != len(ledger):
+                return False
+            if process.engine.core.is_leader and process.log.last_index() != len(ledger):
+                return False
+            machine = process.machine
+            if machine.compaction_pending or machine.leases.all():
+                return False
+            engine = process.engine
+            if len(engine.core.proposals) or engine.reads._asked or engine.reads._confirmed:
+                return False
+            hub = process.engine.hub
+            if hub._places.lagging or any(stream.paused for stream in hub._streams.values()):
+                return False
+        return self._have_leader(core) and self.clients.are_quiet
+
+    def _describe(self) -> str:
+        parts = []
+        for host in self.hosts:
+            if host.process is None:
+                parts.append(f"{host.name} is down")
+            else:
+                status = host.process.node.status
+                parts.append(
+                    f"{host.name} {status.role.value} term {status.term} leader {status.leader_id} "
+                    f"last {status.last_index} commit {status.commit_index} applied {status.applied_index} "
+                    f"waiting {len(host.process.engine.core.proposals)}+{len(host.process.engine.reads._asked)}"
+                )
+        return f"{'; '.join(parts)}; ledger {len(self.invariants.ledger)}, clients quiet {self.clients.are_quiet}"
+
+    def is_void(self) -> bool:
+        """Clients got less than half of what a whole cluster would have done for them."""
+        plan = self.plan
+        expected = plan.clients * plan.safety_s / (plan.think_s + 0.05)
+        return self.world.counts["operation succeeded"] < VOID_SHARE * expected
+
+
+def run_seed(seed: int) -> Report:
+    """Run one seed to its verdict."""
+    plan = draw_plan(seed)
+    report = Report(seed)
+    with (
+        tempfile.TemporaryDirectory(prefix="etcd-py-sim-", dir=_fast_directory()) as folder,
+        ExitStack() as stack,
+    ):
+        simulation = Simulation(plan, Path(folder), stack)
+        world = simulation.world
+        try:
+            simulation.run()
+        except Violation as violation:
+            report.check, report.failure = violation.check, str(violation)
+        except Exception as error:  # whatever the shipped code raises unasked is a failure of the run
+            report.check = type(error).__name__
+            report.failure = f"{type(error).__name__}: {error} ({_where(error)})"
+        report.is_void = not report.failed and simulation.is_void()
+        report.virtual_s, report.events, report.trace_hash = world.now, world.events, world.trace_hash
+        report.counts = world.counts
+        if report.failed:
+            report.script = list(world.script())
+    return report
+
+
+def _where(error: BaseException) -> str:
+    trace = error.__traceback__
+    places = []
+    while trace is not None:
+        places.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return " ".join(places[-4:])
+
+
+def _fast_directory() -> str | None:
+    """Only locks are files; where there is memory for them, a disk need not see them."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def run_checked(seed: int) -> Report:
+    """Run a seed, and one in twenty a second time: the same seed is the same run."""
+    report = run_seed(seed)
+    if seed % TWICE_SHARE == 0 and not report.failed:
+        again = run_seed(seed)
+        report.counts["run twice"] += 1
+        if again.trace_hash != report.trace_hash:
+            report.check = "determinism"
+            report.failure = f"seed {seed} gave traces {report.trace_hash:08x} and {again.trace_hash:08x}"
+    return report
+
+
+def run_many(seeds: Iterable[int], workers: int) -> Iterable[Report]:
+    """The reports of many seeds, in their order."""
+    if workers <= 1:
+        yield from map(run_checked, seeds)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(run_checked, seeds)
+
+
+def summary(reports: Sequence[Report], took_s: float) -> str:
+    """The last line: seeds, virtual time, faults by kind, failures."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report.counts)
+    faults = ", ".join(f"{fault.name} {total[f'fault: {fault.name}']}" for fault in CLASSES)
+    network = ", ".join(
+        f"{name} {total[f'message {name}']}" for name in ("lost", "doubled", "overtaken", "cut off")
+    )
+    failed = [report.seed for report in reports if report.failed]
+    void = sum(report.is_void for report in reports)
+    return (
+        f"{len(reports)} seeds, {sum(report.virtual_s for report in reports) / 3600:.2f} virtual hours "
+        f"in {took_s:.0f} s; {total['operation succeeded']} operations, {total['operation judged']} judged; "
+        f"faults: {faults}; messages: {network}; {void} void; "
+        + (f"{len(failed)} FAILED: {' '.join(map(str, failed))}" if failed else "none failed")
+    )
+
+
+def never_happened(reports: Sequence[Report]) -> list[str]:
+    """The interesting events that no run has seen."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report.counts)
+    return [event for event in INTERESTING if not total[event]]
+
+
+def show_failure(report: Report) -> None:
+    """Seed, plan, the last events and what is wrong, for a person."""
+    print(f"\n# seed {report.seed}\n# {draw_plan(report.seed).describe()}")
+    for line in report.script:
+        print(line)
+    print(f"# seed {report.seed} failed: {report.failure}")
+    print(f"# again: make sim SEED={report.seed}")
+
+
+def parse_seeds(text: str) -> range:
+    """`7` or `1..200`. Raises ValueError."""
+    first, separator, last = text.partition("..")
+    return range(int(first), int(last) + 1) if separator else range(int(first), int(first) + 1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="tests.sim.run", description="Simulate whole clusters from seeds.")
+    parser.add_argument("seeds", type=parse_seeds, help="one seed, or FIRST..LAST")
+    parser.add_argument("--workers", type=int, default=1, help="processes to share the seeds")
+    parser.add_argument("--counts", action="store_true", help="print how often everything happened")
+    options = parser.parse_args(arguments)
+    begun_s = time.monotonic()
+    reports = []
+    for report in run_many(options.seeds, options.workers):
+        reports.append(report)
+        if report.failed:
+            show_failure(report)
+    if len(reports) == 1 and not reports[0].failed:
+        print(draw_plan(reports[0].seed).describe())
+        print(f"trace {reports[0].trace_hash:08x}, {reports[0].events} events")
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report.counts)
+    if options.counts or len(reports) == 1:
+        for name, count in sorted(total.items()):
+            print(f"{count:9}  {name}")
+    missing = never_happened(reports) if len(reports) >= 100 else []
+    if missing:
+        print(f"never happened: {', '.join(missing)}")
+    print(summary(reports, time.monotonic() - begun_s), flush=True)
+    return 1 if missing or any(report.failed for report in reports) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
