@@ -104,9 +104,6 @@ impl Calls {
 
     /// Hands the events gathered to the inbox, and the counts to the counters.
     pub fn publish(&mut self) {
-        if !self.events.is_empty() {
-            self.shared.brisk.step(self.events.len());
-        }
         self.shared.inbox.push_all(&mut self.events);
         let counters = &self.shared.counters;
         if self.received_bytes > 0 {
@@ -278,10 +275,11 @@ impl Calls {
     }
 
     fn gather(&mut self, number: u32, stream: &mut Stream, mut data: Bytes) -> Life {
-        let max_bytes = self.shared.settings.max_message_bytes;
+        let settings = &self.shared.settings;
+        let max_bytes = settings.max_message_bytes;
         match &mut stream.role {
             Role::Http { body, .. } => {
-                if body.len() + data.len() > max_bytes {
+                if body.len() + data.len() > settings.max_http_body_bytes() {
                     self.refused();
                     stream.answer_http(
                         StatusCode::PAYLOAD_TOO_LARGE,

@@ -1,9 +1,12 @@
 //! What the wire tells its owner ([`Event`]) and what the owner answers ([`Command`]).
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+
+use crate::peers::head::Headers;
 
 /// A Python object that passes through the inbox unseen.
 #[cfg(not(test))]
@@ -60,6 +63,14 @@ pub enum Event {
     Paused { id: u64 },
     Resumed { id: u64 },
     Posted(Object),
+    LinkUp { link: u64, url: Arc<str> },
+    LinkDown { link: u64, reason: String },
+    LinkAsked { id: u64, hello: Headers, origin: Arc<Origin> },
+    FrameIn { id: u64, frame: Bytes },
+    FileSent { id: u64, error: String },
+    FileAsked { id: u64, headers: Headers, origin: Arc<Origin> },
+    FileReceived { id: u64, path: PathBuf, size: u64, sha256: String },
+    FileFailed { id: u64, text: String },
 }
 
 impl Event {
@@ -68,6 +79,7 @@ impl Event {
         const OVERHEAD_BYTES: usize = 256;
         match self {
             Event::Call { message, .. } | Event::Message { message, .. } => OVERHEAD_BYTES + message.len(),
+            Event::FrameIn { frame, .. } => OVERHEAD_BYTES + frame.len(),
             Event::Http { request, .. } => {
                 2 * OVERHEAD_BYTES + request.body.len() + request.target.len() + 64 * request.headers.len()
             }
@@ -80,13 +92,42 @@ impl Event {
 /// One answer. A `message` already carries its five bytes of gRPC framing.
 #[derive(Debug, Clone)]
 pub enum Command {
-    Reply { message: Bytes },
-    Fail { code: u32, text: String },
-    Deliver { message: Bytes },
-    Respond { status: StatusCode, headers: HeaderMap, body: Bytes },
-    Begin { status: StatusCode, headers: HeaderMap },
-    Chunk { body: Bytes },
+    Reply {
+        message: Bytes,
+    },
+    Fail {
+        code: u32,
+        text: String,
+    },
+    Deliver {
+        message: Bytes,
+    },
+    Respond {
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Bytes,
+    },
+    Begin {
+        status: StatusCode,
+        headers: HeaderMap,
+    },
+    Chunk {
+        body: Bytes,
+    },
     Finish,
+    LinkAccept,
+    /// Of a link or a file.
+    Refuse {
+        status: u16,
+        text: String,
+    },
+    FileAccept {
+        path: PathBuf,
+    },
+    FileDone {
+        status: u16,
+        text: String,
+    },
 }
 
 #[cfg(test)]

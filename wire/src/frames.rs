@@ -4,6 +4,8 @@
 //! frame and tells which streams something came for, so that a connection looks only at those; it counts pings;
 //! and it knows when a block of headers has been begun but not ended. It judges nothing: that is for `h2`.
 
+use crate::peers;
+
 /// The connection preface of HTTP/2 (RFC 9113, section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -147,20 +149,26 @@ pub fn goaway(last_stream: u32, code: u32, debug: &[u8]) -> Vec<u8> {
 pub enum Protocol {
     Http1,
     Http2,
+    /// A request of another member's wire.
+    Peer,
     /// More bytes are needed.
     Unknown,
 }
 
-/// Tells HTTP/2 by its preface; whatever else it is, HTTP/1.1 answers it.
+/// Tells HTTP/2 by its preface and members by what they ask for; whatever else it is, HTTP/1.1 answers it.
 pub fn protocol_of(first: &[u8]) -> Protocol {
-    let length = first.len().min(PREFACE.len());
-    if first[..length] != PREFACE[..length] {
-        Protocol::Http1
-    } else if length == PREFACE.len() {
-        Protocol::Http2
-    } else {
-        Protocol::Unknown
+    let known = [
+        (&PREFACE[..], Protocol::Http2),
+        (peers::REQUESTS[0], Protocol::Peer),
+        (peers::REQUESTS[1], Protocol::Peer),
+    ];
+    for (beginning, protocol) in known {
+        let length = first.len().min(beginning.len());
+        if first[..length] == beginning[..length] {
+            return if length == beginning.len() { protocol } else { Protocol::Unknown };
+        }
     }
+    Protocol::Http1
 }
 
 #[cfg(test)]

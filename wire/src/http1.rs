@@ -23,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Sleep;
 
 use crate::event::{Command, Event, Origin, id_of};
-use crate::link::{Link, LinkEnd};
+use crate::pipe::{Pipe, PipeEnd};
 use crate::registry::{Mailbox, Phase};
 use crate::settings::{Counters, SharedRef};
 use crate::stream::http_request;
@@ -261,7 +261,7 @@ async fn exchange(board: Arc<Board>, request: Request<Incoming>) -> Response<Out
         respond(status, headers, Outgoing::Whole(Bytes::new()))
     };
     let (parts, incoming) = request.into_parts();
-    let body = match gather(incoming, board.shared.settings.max_message_bytes).await {
+    let body = match gather(incoming, board.shared.settings.max_http_body_bytes()).await {
         Ok(body) => body,
         Err(status) => return refuse(status),
     };
@@ -292,11 +292,11 @@ async fn gather(mut incoming: Incoming, max_bytes: usize) -> Result<Bytes, Statu
     Ok(body.freeze())
 }
 
-type Hyper = Connection<TokioIo<LinkEnd>, Exchanges>;
+type Hyper = Connection<TokioIo<PipeEnd>, Exchanges>;
 
 /// The future of a connection; it is ready when the connection is over.
 pub struct Http1 {
-    link: Arc<Link>,
+    pipe: Arc<Pipe>,
     mailbox: Arc<Mailbox>,
     board: Arc<Board>,
     hyper: Option<Pin<Box<Hyper>>>,
@@ -311,7 +311,7 @@ impl Http1 {
     /// A connection whose first bytes are not HTTP/2's.
     pub fn new(
         shared: SharedRef,
-        link: Arc<Link>,
+        pipe: Arc<Pipe>,
         origin: Arc<Origin>,
         number: u64,
         mailbox: Arc<Mailbox>,
@@ -324,9 +324,9 @@ impl Http1 {
         let board = Arc::new(Board { shared, origin, connection: number, state: Mutex::new(state) });
         let hyper = Builder::new()
             .max_header_size(max_header_bytes)
-            .serve_connection(TokioIo::new(link.end()), Exchanges(Arc::clone(&board)));
+            .serve_connection(TokioIo::new(pipe.end()), Exchanges(Arc::clone(&board)));
         Http1 {
-            link,
+            pipe,
             mailbox,
             board,
             hyper: Some(Box::pin(hyper)),
@@ -344,7 +344,7 @@ impl Http1 {
         if phase == Phase::Ending {
             return Poll::Ready(());
         }
-        if phase == Phase::Draining && !self.draining {
+        if phase >= Phase::Draining && !self.draining {
             self.draining = true;
             hyper.as_mut().graceful_shutdown();
         }
@@ -352,7 +352,7 @@ impl Http1 {
             self.board.apply(number, command);
         }
         let over = hyper.as_mut().poll(cx).is_ready();
-        let received = self.link.look(&mut self.touched).received;
+        let received = self.pipe.look(&mut self.touched).received;
         let mut state = self.board.lock();
         if received && matches!(state.stage, Stage::Idle | Stage::Body) {
             state.since = Instant::now();
@@ -383,7 +383,7 @@ impl Future for Http1 {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let waker = cx.waker().clone();
-        this.link.wake_with(&waker);
+        this.pipe.wake_with(&waker);
         if this.work(cx, &waker).is_ready() {
             return Poll::Ready(());
         }

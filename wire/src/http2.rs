@@ -18,19 +18,19 @@ use crate::calls::Calls;
 use crate::event::{Command, Origin};
 use crate::frames;
 use crate::limits::{Payload, PingPolicy};
-use crate::link::{Link, LinkEnd};
+use crate::pipe::{Pipe, PipeEnd};
 use crate::registry::{Mailbox, Phase};
 use crate::settings::{Counters, SharedRef};
 
 enum Stage {
-    Handshaking(Box<Handshake<LinkEnd, Payload>>),
-    Open(Box<Connection<LinkEnd, Payload>>),
+    Handshaking(Box<Handshake<PipeEnd, Payload>>),
+    Open(Box<Connection<PipeEnd, Payload>>),
 }
 
 /// The future of a connection; it is ready when the connection is over.
 pub struct Http2 {
     shared: SharedRef,
-    link: Arc<Link>,
+    pipe: Arc<Pipe>,
     mailbox: Arc<Mailbox>,
     stage: Stage,
     calls: Calls,
@@ -51,7 +51,7 @@ impl Http2 {
     /// A connection of which the preface has been recognised.
     pub fn new(
         shared: SharedRef,
-        link: Arc<Link>,
+        pipe: Arc<Pipe>,
         origin: Arc<Origin>,
         number: u64,
         mailbox: Arc<Mailbox>,
@@ -64,7 +64,7 @@ impl Http2 {
             .max_header_list_size(settings.max_header_bytes)
             // More of them in one read is an attack; fewer is a client whose calls timed out while we were busy.
             .max_pending_accept_reset_streams(256)
-            .handshake(link.end());
+            .handshake(pipe.end());
         let now = Instant::now();
         let timer_at = now + settings.header_timeout;
         Http2 {
@@ -81,7 +81,7 @@ impl Http2 {
             timer: Box::pin(tokio::time::sleep_until(timer_at.into())),
             timer_at,
             shared,
-            link,
+            pipe,
             mailbox,
         }
     }
@@ -107,7 +107,7 @@ impl Http2 {
                 }
             }
         }
-        if phase == Phase::Draining && !self.draining {
+        if phase >= Phase::Draining && !self.draining {
             self.draining = true;
             self.go_away(None);
         }
@@ -154,7 +154,7 @@ impl Http2 {
                 Poll::Ready(None) => return Poll::Ready(()),
             }
         }
-        let look = self.link.look(&mut self.touched);
+        let look = self.pipe.look(&mut self.touched);
         let mut touched = std::mem::take(&mut self.touched);
         for stream in touched.drain(..) {
             self.calls.touch(stream);
@@ -189,7 +189,7 @@ impl Http2 {
         match fault {
             None => connection.graceful_shutdown(),
             Some((reason, debug)) => {
-                self.link.append(|newest| frames::goaway(newest, reason.into(), debug));
+                self.pipe.append(|newest| frames::goaway(newest, reason.into(), debug));
             }
         }
     }
@@ -224,11 +224,11 @@ impl Future for Http2 {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        this.link.wake_with(cx.waker());
+        this.pipe.wake_with(cx.waker());
         loop {
             let over = this.work(cx.waker()).is_ready();
             this.calls.publish();
-            let again = this.link.flush();
+            let again = this.pipe.flush();
             if over {
                 return Poll::Ready(());
             }

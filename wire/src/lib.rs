@@ -9,7 +9,6 @@
 #![cfg_attr(test, allow(dead_code))]
 
 mod authority;
-mod brisk;
 mod calls;
 mod event;
 mod frames;
@@ -18,10 +17,12 @@ mod http1;
 mod http2;
 mod inbox;
 mod limits;
-mod link;
 mod listener;
+mod peers;
+mod pipe;
 #[cfg(not(test))]
 mod python;
 mod registry;
 mod settings;
+mod socket;
 mod stream;

@@ -11,7 +11,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
@@ -19,17 +18,19 @@ use crate::event::Origin;
 use crate::frames::{Protocol, protocol_of};
 use crate::http1::Http1;
 use crate::http2::Http2;
-use crate::link::{Link, Socket};
+use crate::peers;
+use crate::pipe::Pipe;
+use crate::registry::Mailbox;
 use crate::settings::{Counters, SharedRef};
+use crate::socket::Socket;
 
 const BACKLOG: u32 = 4096;
 /// How long accepting rests after an error such as "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long a connection that we end waits for the peer to end it too.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Where to listen, as a URL says it.
+/// Where to listen or to connect, as a URL says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     Tcp { host: String, port: u16 },
@@ -58,6 +59,14 @@ impl Address {
             return Err(expected());
         }
         Ok(Address::Tcp { host: host.to_owned(), port })
+    }
+
+    /// The value of a request's `host` header.
+    pub fn authority(&self) -> String {
+        match self {
+            Address::Tcp { host, port } => format!("{host}:{port}"),
+            Address::Unix(_) => "localhost".to_owned(),
+        }
     }
 }
 
@@ -100,10 +109,7 @@ impl Listener {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // Either fails only on a connection that is broken already, which reading from it will tell.
-                let _ = stream.set_nodelay(true);
-                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive());
-                Ok((Socket::Tcp(stream), peer.to_string()))
+                Ok((Socket::tcp(stream), peer.to_string()))
             }
             Listener::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
@@ -134,11 +140,6 @@ impl Drop for Listener {
     }
 }
 
-/// The kernel asks a silent peer whether it still lives, as etcd's listeners do, whatever protocol is spoken.
-fn keepalive() -> TcpKeepalive {
-    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3).with_retries(3)
-}
-
 fn open_tcp(address: SocketAddr) -> io::Result<StdTcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
@@ -163,26 +164,46 @@ async fn serve(shared: SharedRef, mut socket: Socket, listener: Arc<str>, peer: 
     let visit = Visit { shared: Arc::clone(&shared) };
     let first = tokio::time::timeout(shared.settings.header_timeout, recognise(&mut socket)).await;
     if let Ok(Some((protocol, first))) = first {
-        let http2 = protocol == Protocol::Http2;
-        let link = Link::new(Arc::clone(&shared), socket, first.freeze(), http2);
         let origin = Arc::new(Origin { listener, peer, common_name: None, object: OnceLock::new() });
         let (number, mailbox) = shared.registry.enter();
         let entry = Entry { shared: Arc::clone(&shared), number };
-        if http2 {
-            Http2::new(Arc::clone(&shared), Arc::clone(&link), origin, number, mailbox).await;
+        if protocol == Protocol::Peer {
+            // In a box, so that other connections do not carry its size.
+            let serving = Box::pin(peers::serve(&shared, socket, first, origin, number, mailbox));
+            let socket = serving.await;
+            drop(entry);
+            peers::linger(socket).await;
         } else {
-            Http1::new(Arc::clone(&shared), Arc::clone(&link), origin, number, mailbox).await;
-        }
-        // A peer that neither reads nor ends its side is not waited for longer.
-        let finishing = poll_fn(|cx| link.poll_finish(cx));
-        let finished = tokio::time::timeout(LINGER, finishing).await;
-        drop(entry);
-        if finished.is_ok() {
-            let lingering = poll_fn(|cx| link.poll_linger(cx));
-            let _ = tokio::time::timeout(LINGER, lingering).await;
+            serve_http(&shared, socket, protocol, first, origin, mailbox, entry).await;
         }
     }
     drop(visit);
+}
+
+async fn serve_http(
+    shared: &SharedRef,
+    socket: Socket,
+    protocol: Protocol,
+    first: BytesMut,
+    origin: Arc<Origin>,
+    mailbox: Arc<Mailbox>,
+    entry: Entry,
+) {
+    let (http2, number) = (protocol == Protocol::Http2, entry.number);
+    let pipe = Pipe::new(Arc::clone(shared), socket, first.freeze(), http2);
+    if http2 {
+        Http2::new(Arc::clone(shared), Arc::clone(&pipe), origin, number, mailbox).await;
+    } else {
+        Http1::new(Arc::clone(shared), Arc::clone(&pipe), origin, number, mailbox).await;
+    }
+    // A peer that neither reads nor ends its side is not waited for longer.
+    let finishing = poll_fn(|cx| pipe.poll_finish(cx));
+    let finished = tokio::time::timeout(LINGER, finishing).await;
+    drop(entry);
+    if finished.is_ok() {
+        let lingering = poll_fn(|cx| pipe.poll_linger(cx));
+        let _ = tokio::time::timeout(LINGER, lingering).await;
+    }
 }
 
 /// Reads until the protocol is known; None when the peer ends before that.

@@ -4,8 +4,9 @@
 //! of each method path and metadata key when the wire is made, the tuple of a connection with its first event.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -14,14 +15,18 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
 
-use crate::brisk::Brisk;
 use crate::event::{Command, Event, Metadata, Object, Origin};
 use crate::grpc;
 use crate::inbox::Inbox;
 use crate::listener::{Address, Listener};
+use crate::peers::Peers;
+use crate::peers::head::{Headers, check_headers};
+use crate::peers::outgoing::Config;
+use crate::peers::queue::Frame;
+use crate::peers::send::Parcel;
 use crate::registry::{Phase, Registry};
 use crate::settings::{Counters, Kind, Methods, Settings, Shared, SharedRef};
 
@@ -33,7 +38,7 @@ create_exception!(
 );
 
 /// The numbers of `_wire.pyi`, by name.
-const CONSTANTS: [(&str, u8); 18] = [
+const CONSTANTS: [(&str, u8); 32] = [
     ("CALL", events::CALL),
     ("OPEN", events::OPEN),
     ("MESSAGE", events::MESSAGE),
@@ -43,6 +48,14 @@ const CONSTANTS: [(&str, u8); 18] = [
     ("PAUSED", events::PAUSED),
     ("RESUMED", events::RESUMED),
     ("POSTED", events::POSTED),
+    ("LINK_UP", events::LINK_UP),
+    ("LINK_DOWN", events::LINK_DOWN),
+    ("LINK_ASKED", events::LINK_ASKED),
+    ("FRAME_IN", events::FRAME_IN),
+    ("FILE_SENT", events::FILE_SENT),
+    ("FILE_ASKED", events::FILE_ASKED),
+    ("FILE_RECEIVED", events::FILE_RECEIVED),
+    ("FILE_FAILED", events::FILE_FAILED),
     ("REPLY", replies::REPLY),
     ("FAIL", replies::FAIL),
     ("DELIVER", replies::DELIVER),
@@ -50,6 +63,12 @@ const CONSTANTS: [(&str, u8); 18] = [
     ("BEGIN", replies::BEGIN),
     ("CHUNK", replies::CHUNK),
     ("FINISH", replies::FINISH),
+    ("FRAME_OUT", replies::FRAME_OUT),
+    ("LINK_ACCEPT", replies::LINK_ACCEPT),
+    ("LINK_REFUSE", replies::LINK_REFUSE),
+    ("FILE_ACCEPT", replies::FILE_ACCEPT),
+    ("FILE_REFUSE", replies::FILE_REFUSE),
+    ("FILE_DONE", replies::FILE_DONE),
     ("ONE", 1),
     ("MANY", 2),
 ];
@@ -64,6 +83,14 @@ mod events {
     pub const PAUSED: u8 = 7;
     pub const RESUMED: u8 = 8;
     pub const POSTED: u8 = 9;
+    pub const LINK_UP: u8 = 10;
+    pub const LINK_DOWN: u8 = 11;
+    pub const LINK_ASKED: u8 = 12;
+    pub const FRAME_IN: u8 = 13;
+    pub const FILE_SENT: u8 = 14;
+    pub const FILE_ASKED: u8 = 15;
+    pub const FILE_RECEIVED: u8 = 16;
+    pub const FILE_FAILED: u8 = 17;
 }
 
 mod replies {
@@ -74,6 +101,12 @@ mod replies {
     pub const BEGIN: u8 = 5;
     pub const CHUNK: u8 = 6;
     pub const FINISH: u8 = 7;
+    pub const FRAME_OUT: u8 = 8;
+    pub const LINK_ACCEPT: u8 = 9;
+    pub const LINK_REFUSE: u8 = 10;
+    pub const FILE_ACCEPT: u8 = 11;
+    pub const FILE_REFUSE: u8 = 12;
+    pub const FILE_DONE: u8 = 13;
 }
 
 /// See `_wire.pyi`.
@@ -92,7 +125,8 @@ impl Wire {
     #[pyo3(signature = (methods, *, metadata_keys = Vec::new(), worker_threads = 1, max_message_bytes = 2_097_152,
         max_header_bytes = 16_384, max_concurrent_streams = 4096, max_inbox_bytes = 268_435_456,
         stream_buffer_bytes = 4_194_304, keepalive_min_time_s = 5.0, keepalive_interval_s = 7200.0,
-        keepalive_timeout_s = 20.0, header_timeout_s = 10.0, idle_http_timeout_s = 300.0))]
+        keepalive_timeout_s = 20.0, header_timeout_s = 10.0, idle_http_timeout_s = 300.0,
+        max_frame_bytes = 67_108_864, link_ping_s = 1.0, link_timeout_s = 5.0))]
     #[allow(clippy::too_many_arguments)] // The face of Python, all by keyword.
     fn new(
         py: Python<'_>,
@@ -109,6 +143,9 @@ impl Wire {
         keepalive_timeout_s: f64,
         header_timeout_s: f64,
         idle_http_timeout_s: f64,
+        max_frame_bytes: usize,
+        link_ping_s: f64,
+        link_timeout_s: f64,
     ) -> PyResult<Self> {
         for (name, value) in [
             ("worker_threads", worker_threads),
@@ -122,6 +159,16 @@ impl Wire {
                 return Err(WireError::new_err(format!("{name} is {value}: expected a positive number")));
             }
         }
+        if max_frame_bytes == 0 || max_frame_bytes >= 1 << 32 {
+            let text = format!("max_frame_bytes is {max_frame_bytes}: expected 1 to 4294967295");
+            return Err(WireError::new_err(text));
+        }
+        if link_ping_s <= 0.0 || link_timeout_s <= link_ping_s {
+            let text = format!(
+                "link_ping_s is {link_ping_s} and link_timeout_s {link_timeout_s}: expected seconds, the latter more"
+            );
+            return Err(WireError::new_err(text));
+        }
         let settings = Settings {
             max_message_bytes,
             max_header_bytes,
@@ -133,6 +180,9 @@ impl Wire {
             keepalive_timeout: seconds("keepalive_timeout_s", keepalive_timeout_s)?,
             header_timeout: seconds("header_timeout_s", header_timeout_s)?,
             idle_http_timeout: seconds("idle_http_timeout_s", idle_http_timeout_s)?,
+            max_frame_bytes,
+            link_ping: seconds("link_ping_s", link_ping_s)?,
+            link_timeout: seconds("link_timeout_s", link_timeout_s)?,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(worker_threads)
@@ -144,7 +194,7 @@ impl Wire {
             })?;
         let methods = read_methods(&methods)?;
         let intern = |text: &String| PyString::intern(py, text).unbind();
-        let wire = Wire {
+        Ok(Wire {
             paths: methods.paths.iter().map(intern).collect(),
             keys: metadata_keys.iter().map(intern).collect(),
             shared: Arc::new(Shared {
@@ -154,16 +204,11 @@ impl Wire {
                 metadata_keys: read_keys(&metadata_keys)?,
                 registry: Registry::default(),
                 counters: Counters::default(),
-                brisk: Brisk::default(),
+                peers: Peers::default(),
             }),
             runtime: Mutex::new(Some(runtime)),
             listeners: Mutex::new(Vec::new()),
-        };
-        let shared = Arc::clone(&wire.shared);
-        if let Some(runtime) = wire.runtime.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            runtime.spawn(async move { shared.brisk.run().await });
-        }
-        Ok(wire)
+        })
     }
 
     fn listen(&self, py: Python<'_>, url: &str, name: &str) -> PyResult<String> {
@@ -202,12 +247,70 @@ impl Wire {
 
     fn send(&self, replies: &Bound<'_, PyList>) -> PyResult<()> {
         let mut commands = Vec::with_capacity(replies.len());
+        let mut frames = Vec::new();
         for reply in replies.iter() {
-            commands.push(command(&reply)?);
+            match order(&reply, self.shared.settings.max_frame_bytes)? {
+                Order::Command(id, command) => commands.push((id, command)),
+                Order::Frame(link, frame) => frames.push((link, frame)),
+            }
         }
         // Without letting go of the interpreter lock: taking it again would cost more than this does.
-        self.shared.brisk.step(commands.len());
         self.shared.registry.dispatch(commands);
+        if !frames.is_empty() {
+            self.shared.peers.push(frames);
+        }
+        Ok(())
+    }
+
+    #[pyo3(signature = (link, urls, hello, queue_bytes = 67_108_864))]
+    fn open_link(
+        &self,
+        link: u64,
+        urls: Vec<String>,
+        hello: Vec<(String, String)>,
+        queue_bytes: usize,
+    ) -> PyResult<()> {
+        if queue_bytes == 0 {
+            return Err(WireError::new_err("queue_bytes is 0: expected a positive number"));
+        }
+        let (urls, hello) = (read_urls(&urls)?, read_headers(hello)?);
+        let runtime = self.runtime()?;
+        Peers::open(&self.shared, &runtime, link, Config { urls, hello }, queue_bytes);
+        Ok(())
+    }
+
+    fn close_link(&self, link: u64) {
+        self.shared.peers.close(link, Instant::now() + self.shared.settings.link_timeout);
+    }
+
+    fn link_statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (number, line) in self.shared.peers.statistics() {
+            let round_trip_s = line.round_trip.map(|time| time.as_secs_f64());
+            let tuple = (
+                line.is_up,
+                line.sent_bytes,
+                line.received_bytes,
+                line.dropped_frames,
+                line.failures,
+                round_trip_s,
+            );
+            dict.set_item(number, tuple)?;
+        }
+        Ok(dict)
+    }
+
+    fn send_file(
+        &self,
+        id: u64,
+        urls: Vec<String>,
+        path: PathBuf,
+        headers: Vec<(String, String)>,
+    ) -> PyResult<()> {
+        let parcel = Parcel { urls: read_urls(&urls)?, path, headers: read_headers(headers)? };
+        if !Peers::send_file(&self.shared, &self.runtime()?, id, parcel) {
+            return Err(WireError::new_err(format!("a file of id {id} is being sent already")));
+        }
         Ok(())
     }
 
@@ -237,8 +340,12 @@ impl Wire {
     fn close(&self, py: Python<'_>, grace_s: f64) -> PyResult<()> {
         let grace = seconds("grace_s", grace_s)?;
         py.detach(|| {
+            let deadline = Instant::now() + grace;
             self.drain();
             let registry = &self.shared.registry;
+            registry.advance(Phase::Closing);
+            self.shared.peers.close_all(deadline);
+            let grace = deadline.saturating_duration_since(Instant::now());
             if !registry.wait_empty(grace) {
                 registry.advance(Phase::Ending);
                 registry.wait_empty(Self::ENDING);
@@ -255,6 +362,12 @@ impl Wire {
 impl Wire {
     /// How long connections and threads that were told to end may take.
     const ENDING: Duration = Duration::from_secs(2);
+
+    fn runtime(&self) -> PyResult<Handle> {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        let runtime = runtime.as_ref().ok_or_else(|| WireError::new_err("the wire has been closed"))?;
+        Ok(runtime.handle().clone())
+    }
 
     /// Closes the listeners, which is done when this returns, and tells all connections.
     fn drain(&self) {
@@ -306,6 +419,22 @@ impl Wire {
             Event::Paused { id } => (events::PAUSED, id).into_pyobject(py),
             Event::Resumed { id } => (events::RESUMED, id).into_pyobject(py),
             Event::Posted(object) => (events::POSTED, object).into_pyobject(py),
+            Event::FrameIn { id, frame } => {
+                (events::FRAME_IN, id, PyBytes::new(py, &frame)).into_pyobject(py)
+            }
+            Event::LinkUp { link, url } => (events::LINK_UP, link, &*url).into_pyobject(py),
+            Event::LinkDown { link, reason } => (events::LINK_DOWN, link, reason).into_pyobject(py),
+            Event::LinkAsked { id, hello, origin } => {
+                (events::LINK_ASKED, id, hello, connection(py, &origin)?).into_pyobject(py)
+            }
+            Event::FileSent { id, error } => (events::FILE_SENT, id, error).into_pyobject(py),
+            Event::FileAsked { id, headers, origin } => {
+                (events::FILE_ASKED, id, headers, connection(py, &origin)?).into_pyobject(py)
+            }
+            Event::FileReceived { id, path, size, sha256 } => {
+                (events::FILE_RECEIVED, id, path.as_os_str(), size, sha256).into_pyobject(py)
+            }
+            Event::FileFailed { id, text } => (events::FILE_FAILED, id, text).into_pyobject(py),
         }
     }
 
@@ -371,8 +500,14 @@ fn read_keys(keys: &[String]) -> PyResult<Vec<HeaderName>> {
         .collect()
 }
 
+/// What one tuple given to `send` asks for.
+enum Order {
+    Command(u64, Command),
+    Frame(u64, Frame),
+}
+
 /// One tuple given to `send`.
-fn command(reply: &Bound<'_, PyAny>) -> PyResult<(u64, Command)> {
+fn order(reply: &Bound<'_, PyAny>, max_frame_bytes: usize) -> PyResult<Order> {
     let tuple = reply.cast::<PyTuple>()?;
     let size = tuple.len();
     if size < 2 {
@@ -381,9 +516,14 @@ fn command(reply: &Bound<'_, PyAny>) -> PyResult<(u64, Command)> {
     let kind: u8 = tuple.get_borrowed_item(0)?.extract()?;
     let id: u64 = tuple.get_borrowed_item(1)?.extract()?;
     let expected = match kind {
-        replies::FINISH => 2,
-        replies::REPLY | replies::DELIVER | replies::CHUNK => 3,
-        replies::FAIL | replies::BEGIN => 4,
+        replies::FINISH | replies::LINK_ACCEPT => 2,
+        replies::REPLY | replies::DELIVER | replies::CHUNK | replies::FILE_ACCEPT => 3,
+        replies::FAIL
+        | replies::BEGIN
+        | replies::FRAME_OUT
+        | replies::LINK_REFUSE
+        | replies::FILE_REFUSE
+        | replies::FILE_DONE => 4,
         replies::RESPOND => 5,
         other => return Err(PyValueError::new_err(format!("{other} is not an operation of send"))),
     };
@@ -410,9 +550,55 @@ fn command(reply: &Bound<'_, PyAny>) -> PyResult<(u64, Command)> {
             let body = Bytes::copy_from_slice(tuple.get_borrowed_item(2)?.cast::<PyBytes>()?.as_bytes());
             Command::Chunk { body }
         }
+        replies::FRAME_OUT => return Ok(Order::Frame(id, frame(tuple, max_frame_bytes)?)),
+        replies::LINK_ACCEPT => Command::LinkAccept,
+        replies::LINK_REFUSE | replies::FILE_REFUSE => {
+            let (status, text) = verdict(tuple, 300)?;
+            Command::Refuse { status, text }
+        }
+        replies::FILE_ACCEPT => Command::FileAccept { path: tuple.get_borrowed_item(2)?.extract()? },
+        replies::FILE_DONE => {
+            let (status, text) = verdict(tuple, 200)?;
+            Command::FileDone { status, text }
+        }
         _ => Command::Finish,
     };
-    Ok((id, command))
+    Ok(Order::Command(id, command))
+}
+
+fn frame(tuple: &Bound<'_, PyTuple>, max_bytes: usize) -> PyResult<Frame> {
+    let item = tuple.get_borrowed_item(2)?;
+    let payload = item.cast::<PyBytes>()?;
+    let payload = payload.as_bytes();
+    if payload.len() > max_bytes {
+        let text = format!("a frame of {} bytes: expected at most {max_bytes}", payload.len());
+        return Err(PyValueError::new_err(text));
+    }
+    let droppable = tuple.get_borrowed_item(3)?.extract()?;
+    Ok(Frame { payload: Bytes::copy_from_slice(payload), droppable })
+}
+
+/// The status and text of a refusal or another last answer.
+fn verdict(tuple: &Bound<'_, PyTuple>, low: u16) -> PyResult<(u16, String)> {
+    let status: u16 = tuple.get_borrowed_item(2)?.extract()?;
+    if !(low..600).contains(&status) {
+        return Err(PyValueError::new_err(format!("{status} is not a status from {low} to 599")));
+    }
+    Ok((status, tuple.get_borrowed_item(3)?.extract()?))
+}
+
+fn read_urls(urls: &[String]) -> PyResult<Vec<(Arc<str>, Address)>> {
+    if urls.is_empty() {
+        return Err(WireError::new_err("no URL to connect to"));
+    }
+    urls.iter()
+        .map(|url| Ok((Arc::from(url.as_str()), Address::parse(url).map_err(WireError::new_err)?)))
+        .collect()
+}
+
+fn read_headers(headers: Vec<(String, String)>) -> PyResult<Headers> {
+    check_headers(&headers).map_err(WireError::new_err)?;
+    Ok(headers)
 }
 
 fn framed(tuple: &Bound<'_, PyTuple>) -> PyResult<Bytes> {

@@ -16,6 +16,8 @@ pub enum Phase {
     Serving,
     /// Take nothing new, end what is open.
     Draining,
+    /// The owner listens no more: end what would wait for it. What it has answered is still sent.
+    Closing,
     /// End now.
     Ending,
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use fnv::{FnvHashMap, FnvHashSet};
 use http::header::HeaderName;
 
-use crate::brisk::Brisk;
 use crate::inbox::Inbox;
+use crate::peers::Peers;
 use crate::registry::Registry;
 
 /// Limits and times, as `Wire.__init__` documents them.
@@ -24,6 +24,9 @@ pub struct Settings {
     pub keepalive_timeout: Duration,
     pub header_timeout: Duration,
     pub idle_http_timeout: Duration,
+    pub max_frame_bytes: usize,
+    pub link_ping: Duration,
+    pub link_timeout: Duration,
 }
 
 impl Settings {
@@ -37,9 +40,14 @@ impl Settings {
         self.stream_window_bytes().saturating_mul(2).clamp(8 << 20, (1 << 31) - 1)
     }
 
+    /// The longest body of a plain HTTP request: a gateway's JSON carries bytes as base64, 4/3 as long, and wraps them.
+    pub fn max_http_body_bytes(&self) -> usize {
+        2 * self.max_message_bytes
+    }
+
     /// Bytes of unfinished requests that one connection may make the wire hold.
     pub fn max_unfinished_bytes(&self) -> usize {
-        (self.max_inbox_bytes / 4).max(2 * self.max_message_bytes)
+        (self.max_inbox_bytes / 4).max(2 * self.max_http_body_bytes())
     }
 
     /// Unsent bytes of a connection above which its new calls are refused: its client sends but does not read.
@@ -131,7 +139,7 @@ pub struct Shared {
     pub inbox: Inbox,
     pub registry: Registry,
     pub counters: Counters,
-    pub brisk: Brisk,
+    pub peers: Peers,
 }
 
 /// The shared state, by reference count.

@@ -1,7 +1,7 @@
 //! One socket, shared by the task of a connection and by the protocol library that the task drives.
 //!
 //! Three things are done here that the libraries have no place for. Bytes read pass the [`FrameScanner`]. Nothing is
-//! read while the inbox is full. And bytes written by `h2` are gathered until [`Link::flush`], so that the headers,
+//! read while the inbox is full. And bytes written by `h2` are gathered until [`Pipe::flush`], so that the headers,
 //! messages and trailers of a whole batch of answers leave in one system call. The socket wakes the connection's own
 //! task, whatever waker the library hands down: `h2` is given one that does nothing, since it would otherwise wake
 //! the very task that is running it for each answer.
@@ -13,47 +13,11 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 
 use crate::authority::AuthorityFilter;
 use crate::frames::{FrameScanner, Seen};
 use crate::settings::SharedRef;
-
-/// A connected socket of any of the kinds listened on.
-#[derive(Debug)]
-pub enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
+use crate::socket::Socket;
 
 struct State {
     socket: Socket,
@@ -73,15 +37,15 @@ struct State {
 }
 
 /// See the module.
-pub struct Link {
+pub struct Pipe {
     shared: SharedRef,
     state: Mutex<State>,
 }
 
-/// The end of a link that a protocol library owns.
-pub struct LinkEnd(Arc<Link>);
+/// The end of a pipe that a protocol library owns.
+pub struct PipeEnd(Arc<Pipe>);
 
-/// What [`Link::look`] tells.
+/// What [`Pipe::look`] tells.
 pub struct Look {
     pub seen: Seen,
     pub in_headers: bool,
@@ -89,7 +53,7 @@ pub struct Look {
     pub received: bool,
 }
 
-impl Link {
+impl Pipe {
     /// Unsent bytes above which the library has to wait.
     const MAX_OUT_BYTES: usize = 262_144;
     /// Bytes read in one turn of the task.
@@ -97,8 +61,8 @@ impl Link {
     /// A larger buffer is given back once it is empty.
     const KEPT_OUT_BYTES: usize = 16_384;
 
-    /// A link over `socket`, from which `first` has been read already. Only HTTP/2 is scanned and gathered.
-    pub fn new(shared: SharedRef, socket: Socket, first: Bytes, http2: bool) -> Arc<Link> {
+    /// A pipe over `socket`, from which `first` has been read already. Only HTTP/2 is scanned and gathered.
+    pub fn new(shared: SharedRef, socket: Socket, first: Bytes, http2: bool) -> Arc<Pipe> {
         let filter = (http2 && matches!(socket, Socket::Unix(_))).then(AuthorityFilter::default);
         let state = State {
             socket,
@@ -112,7 +76,7 @@ impl Link {
             turn_bytes: 0,
             failed: false,
         };
-        Arc::new(Link { shared, state: Mutex::new(state) })
+        Arc::new(Pipe { shared, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -120,8 +84,8 @@ impl Link {
     }
 
     /// The end for the library.
-    pub fn end(self: &Arc<Link>) -> LinkEnd {
-        LinkEnd(Arc::clone(self))
+    pub fn end(self: &Arc<Pipe>) -> PipeEnd {
+        PipeEnd(Arc::clone(self))
     }
 
     /// Whom the socket wakes from now on: the task's turn begins.
@@ -239,21 +203,21 @@ impl State {
                 }
             }
         }
-        if self.out.capacity() > Link::KEPT_OUT_BYTES {
+        if self.out.capacity() > Pipe::KEPT_OUT_BYTES {
             self.out = BytesMut::new();
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncRead for LinkEnd {
+impl AsyncRead for PipeEnd {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // The mailbox of the connection is woken when there is room again.
         if self.0.shared.inbox.is_full() {
             return Poll::Pending;
         }
         let mut state = self.0.lock();
-        if state.turn_bytes >= Link::MAX_TURN_BYTES {
+        if state.turn_bytes >= Pipe::MAX_TURN_BYTES {
             // Let what has come be published, and others have their turn.
             state.waker.wake_by_ref();
             return Poll::Pending;
@@ -273,7 +237,7 @@ impl AsyncRead for LinkEnd {
     }
 }
 
-impl AsyncWrite for LinkEnd {
+impl AsyncWrite for PipeEnd {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.0.lock();
         if state.failed {
@@ -283,11 +247,11 @@ impl AsyncWrite for LinkEnd {
             let State { socket, waker, .. } = &mut *state;
             return Pin::new(socket).poll_write(&mut Context::from_waker(waker), buf);
         }
-        if state.out.len() >= Link::MAX_OUT_BYTES {
+        if state.out.len() >= Pipe::MAX_OUT_BYTES {
             if let Poll::Ready(Err(error)) = state.poll_out() {
                 return Poll::Ready(Err(error));
             }
-            if state.out.len() >= Link::MAX_OUT_BYTES {
+            if state.out.len() >= Pipe::MAX_OUT_BYTES {
                 state.refused_write = true;
                 return Poll::Pending;
             }
