@@ -294,8 +294,13 @@ class World:
                 self.model[event.key] = event
 
     def check_everything(self) -> None:
+        found: dict[bytes, Event] = {}
         with self.server.calls() as calls:
-            found = {kv.key: Event(kv.mod_revision, kv.key, kv.value) for kv in calls.everything().kvs}
+            start, more = b"\0", True
+            while more:
+                page = calls.range(key=start, range_end=b"\0", limit=500, revision=self.revision)
+                found |= {kv.key: Event(kv.mod_revision, kv.key, kv.value) for kv in page.kvs}
+                start, more = page.kvs[-1].key + b"\0", page.more
         assert found == self.model
 
 
