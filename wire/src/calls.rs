@@ -104,6 +104,9 @@ impl Calls {
 
     /// Hands the events gathered to the inbox, and the counts to the counters.
     pub fn publish(&mut self) {
+        if !self.events.is_empty() {
+            self.shared.brisk.step(self.events.len());
+        }
         self.shared.inbox.push_all(&mut self.events);
         let counters = &self.shared.counters;
         if self.received_bytes > 0 {

@@ -8,11 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::brisk::WATCHFUL;
 use crate::event::Event;
-
-/// How long a waiter looks for an arrival before it goes to sleep, if the last one came as soon. It covers the time
-/// between two requests of one client and the sync of a quick disk; a server without work never looks.
-const WATCHFUL: Duration = Duration::from_micros(300);
 
 #[derive(Default)]
 struct Queue {

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(dead_code))]
 
 mod authority;
+mod brisk;
 mod calls;
 mod event;
 mod frames;

@@ -18,6 +18,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
 
+use crate::brisk::Brisk;
 use crate::event::{Command, Event, Metadata, Object, Origin};
 use crate::grpc;
 use crate::inbox::Inbox;
@@ -194,7 +195,7 @@ impl Wire {
             })?;
         let methods = read_methods(&methods)?;
         let intern = |text: &String| PyString::intern(py, text).unbind();
-        Ok(Wire {
+        let wire = Wire {
             paths: methods.paths.iter().map(intern).collect(),
             keys: metadata_keys.iter().map(intern).collect(),
             shared: Arc::new(Shared {
@@ -204,11 +205,17 @@ impl Wire {
                 metadata_keys: read_keys(&metadata_keys)?,
                 registry: Registry::default(),
                 counters: Counters::default(),
+                brisk: Brisk::default(),
                 peers: Peers::default(),
             }),
             runtime: Mutex::new(Some(runtime)),
             listeners: Mutex::new(Vec::new()),
-        })
+        };
+        let shared = Arc::clone(&wire.shared);
+        if let Some(runtime) = wire.runtime.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            runtime.spawn(async move { shared.brisk.run().await });
+        }
+        Ok(wire)
     }
 
     fn listen(&self, py: Python<'_>, url: &str, name: &str) -> PyResult<String> {
@@ -255,6 +262,7 @@ impl Wire {
             }
         }
         // Without letting go of the interpreter lock: taking it again would cost more than this does.
+        self.shared.brisk.step(commands.len());
         self.shared.registry.dispatch(commands);
         if !frames.is_empty() {
             self.shared.peers.push(frames);

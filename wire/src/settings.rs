@@ -7,6 +7,7 @@ use std::time::Duration;
 use fnv::{FnvHashMap, FnvHashSet};
 use http::header::HeaderName;
 
+use crate::brisk::Brisk;
 use crate::inbox::Inbox;
 use crate::peers::Peers;
 use crate::registry::Registry;
@@ -139,6 +140,7 @@ pub struct Shared {
     pub inbox: Inbox,
     pub registry: Registry,
     pub counters: Counters,
+    pub brisk: Brisk,
     pub peers: Peers,
 }
 
