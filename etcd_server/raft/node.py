@@ -296,6 +296,15 @@ class Node:
             replication.own_log_persisted(raft)
 
     @property
+    def term(self) -> int:
+        return self._raft.term
+
+    @property
+    def leader_id(self) -> int:
+        """0 when no leader is known."""
+        return self._raft.leader_id
+
+    @property
     def status(self) -> Status:
         """This member now."""
         raft, log = self._raft, self._raft.log

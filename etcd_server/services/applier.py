@@ -60,19 +60,24 @@ class Applier:
             batch = command_pb2.Batch.FromString(entry.data)
             outcomes = machine.apply(entry.index, entry.term, batch.commands)
             header, answers = core.header, core.answers
-            for waiter, outcome in zip(core.proposals.pop(batch.proposal_id), outcomes, strict=False):
+            for waiter, result in zip(core.proposals.pop(batch.proposal_id), outcomes, strict=False):
                 # The common case, a call answered with success, is written out: it is paid for each put.
-                if type(waiter) is int and type(outcome) is tuple:
-                    answers.append((waiter, header(outcome[0]) + outcome[1]))
+                if type(waiter) is int and type(result) is tuple:
+                    answers.append((waiter, header(result[0]) + result[1]))
                 else:
-                    core.answer(waiter, outcome)
+                    core.answer(waiter, result)
             self._lease.applied()
             self._hub.notify(machine.take_changes())
         elif entry.kind == EntryKind.CONF_CHANGE:
             change = command_pb2.ConfChange.FromString(entry.data)
-            refused = isinstance(machine.apply_conf_change(entry.index, entry.term, change), errors.EtcdError)
+            outcome = machine.apply_conf_change(entry.index, entry.term, change)
+            refused = isinstance(outcome, errors.EtcdError)
             kind = ChangeKind.NOTHING if refused else RAFT_CHANGES[change.kind]
             self._node.apply_conf_change(ConfChange(kind, change.member.ID))
+            core.members_changed()
+            if outcome is not None:
+                for waiter in core.proposals.pop(change.proposal_id):
+                    core.answer(waiter, outcome)
         else:
             machine.apply(entry.index, entry.term, ())
 

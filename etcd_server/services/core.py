@@ -8,6 +8,7 @@ a message.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from google.protobuf.message import Message
@@ -16,7 +17,8 @@ from etcd_server.api import errors
 from etcd_server.api.encoding import varint
 from etcd_server.api.errors import EtcdError
 from etcd_server.machine.apply import Machine
-from etcd_server.services.events import Answer
+from etcd_server.services.events import Answer, Effects
+from etcd_server.services.peers import Peers
 from etcd_server.services.proposals import Outcome, Proposals, Waiter
 
 
@@ -48,6 +50,7 @@ class Settings:
     auto_compaction_retention: float = 0.0
     """Seconds in mode "periodic", revisions in mode "revision"; 0: off."""
     progress_notify_interval_s: float = 600.0
+    strict_reconfig_check: bool = True
     commit_interval_s: float = 0.1
 
     @property
@@ -87,9 +90,18 @@ class Core:
         self.machine = machine
         self.proposals = proposals
         self.header = Headers(settings.cluster_id, settings.member_id)
-        self.answers: list[Answer] = []
+        self.peers = Peers(settings.member_id, settings.server_version)
+        self.effects = Effects()
+        """Those of the turn."""
+        self.answers: list[Answer] = self.effects.answers
         self.is_leader = False
+        self.is_learner = False
         self.leader_id = 0
+        """0: no leader is known."""
+        self.elected_s = -inf
+        """When this member came to know the leader, or the last one that it knew."""
+        self.leaderless_s = -inf
+        """Since when no leader is known, if none is."""
         self.disk_full = False
         """There is little room on the device: what makes the store grow is refused."""
         self.log_full = False
@@ -100,6 +112,12 @@ class Core:
         """The size of state.db has reached the quota, as of the last look."""
         self.refused_for_space = False
         """A request was refused because of it, and the alarm is still to be raised."""
+
+    def members_changed(self) -> None:
+        """The membership has been read, or a change of it has been applied."""
+        own = self.machine.members.get(self.settings.member_id)
+        self.is_learner = own is not None and own.isLearner
+        self.effects.members_changed = True
 
     def answer(self, waiter: Waiter, outcome: Outcome) -> None:
         """Tell one waiter the outcome of its command."""
@@ -134,6 +152,27 @@ class Core:
             self.answer(waiter, errors.NoSpace())
         else:
             self.proposals.add(tag, data, waiter)
+
+    def propose_as_leader(self, tag: bytes, request: Message, waiter: Waiter) -> None:
+        """Put into the log what rests on what only the leader knows. It is for this term or not at all: the
+        waiter is told NotLeader when the leadership has gone."""
+        if self.refuses_everything:
+            self.answer(waiter, errors.NoSpace())
+        else:
+            self.proposals.add_own(tag, request.SerializeToString(), waiter)
+
+    def timed_out(self, begun_s: float) -> EtcdError:
+        """What to tell who asked at `begun_s` for a change whose outcome is not known in time (etcd:
+        parseProposeCtxErr)."""
+        elections_s = 2.0 * self.settings.election_timeout_s
+        if self.elected_s - elections_s < begun_s < self.elected_s:
+            return errors.TimedOutLeaderFailure()
+        if self.is_leader:
+            voters = [member.ID for member in self.machine.members.all() if not member.isLearner]
+            reached = self.peers.reaches_quorum_since(voters, begun_s)
+        else:
+            reached = not self.leader_id or self.peers.connected_since_s(self.leader_id) <= begun_s
+        return errors.TimedOut() if reached else errors.TimedOutConnectionLost()
 
     def reply(self, call_id: int, body: bytes = b"") -> None:
         """Answer a call at the current revision."""

@@ -7,8 +7,8 @@ so in real time, the simulator in virtual time.
 
 A turn has five steps:
 
-1. time: ticks, leases that have run out, time-outs;
-2. news from the log and from the other members goes to raft;
+1. news from the clock, from the log and from the other members goes to raft; who leads is known then;
+2. time-outs, leases that have run out, what the member says of itself;
 3. requests are checked; reads are gathered, changes are put into one entry, which is proposed;
 4. raft is drained: what it wants persisted and sent becomes effects, what is committed is applied and
    answered (`applier.py`), reads whose index has been applied are answered;
@@ -25,20 +25,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from etcd_server.api import errors
+from etcd_server.api.methods import METHODS as RPCS
 from etcd_server.machine.apply import Machine
 from etcd_server.machine.watchers import WatchHub
 from etcd_server.raft.errors import ProposalDropped
 from etcd_server.raft.log import LogStorage
-from etcd_server.raft.messages import Ready
 from etcd_server.raft.node import Node
+from etcd_server.services.announcements import Announcements
 from etcd_server.services.applier import Applier
 from etcd_server.services.cluster import Cluster
 from etcd_server.services.core import Core, Random, Settings
 from etcd_server.services.events import STREAM_OPEN, Batch, Effects
+from etcd_server.services.forwarding import Forwarding, Servable
 from etcd_server.services.health import Health
 from etcd_server.services.kv import KV
 from etcd_server.services.leadership import Leadership
-from etcd_server.services.lease import Lease
+from etcd_server.services.lease import KEEP_ALIVE, LEASES, TIME_TO_LIVE, Lease
 from etcd_server.services.maintenance import Maintenance
 from etcd_server.services.proposals import Proposals, Waiter
 from etcd_server.services.reads import Reads
@@ -52,8 +54,8 @@ SERVED = {
     "etcdserverpb.KV": ("Range", "Put", "DeleteRange", "Txn", "Compact"),
     "etcdserverpb.Watch": ("Watch",),
     "etcdserverpb.Lease": ("LeaseGrant", "LeaseRevoke", "LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"),
-    "etcdserverpb.Cluster": ("MemberList",),
-    "etcdserverpb.Maintenance": ("Status", "Alarm"),
+    "etcdserverpb.Cluster": ("MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"),
+    "etcdserverpb.Maintenance": ("Status", "Alarm", "MoveLeader"),
     "grpc.health.v1.Health": ("Check", "Watch"),
 }
 METHODS = frozenset(f"/{service}/{method}" for service, methods in SERVED.items() for method in methods)
@@ -83,6 +85,7 @@ class Engine:
         self.counters = Counters()
         self.core = Core(settings, machine, Proposals(first_id, settings.request_timeout_s))
         self.reads = Reads(node, first_id, settings.request_timeout_s)
+        self.forwarding = Forwarding(self.core, first_id)
         self.hub = WatchHub(
             machine,
             self.core.header,
@@ -90,10 +93,10 @@ class Engine:
             progress_interval_s=settings.progress_notify_interval_s,
         )
         self.kv = KV(self.core, self.reads)
-        self.lease = Lease(self.core, self.reads, random)
+        self.lease = Lease(self.core, self.reads, self.forwarding, random)
         self.health = Health(self.core)
-        cluster = Cluster(self.core, self.reads)
-        maintenance = Maintenance(self.core, self.reads, node)
+        self.cluster = Cluster(self.core, self.reads, node, self.forwarding)
+        self.maintenance = Maintenance(self.core, self.reads, node)
         self._unary: dict[str, UnaryHandler] = {
             "/etcdserverpb.KV/Range": self.kv.range,
             "/etcdserverpb.KV/Put": self.kv.put,
@@ -104,67 +107,148 @@ class Engine:
             "/etcdserverpb.Lease/LeaseRevoke": self.lease.revoke,
             "/etcdserverpb.Lease/LeaseTimeToLive": self.lease.time_to_live,
             "/etcdserverpb.Lease/LeaseLeases": self.lease.leases,
-            "/etcdserverpb.Cluster/MemberList": cluster.member_list,
-            "/etcdserverpb.Maintenance/Status": maintenance.status,
-            "/etcdserverpb.Maintenance/Alarm": maintenance.alarm,
+            **self.cluster.handlers,
+            "/etcdserverpb.Maintenance/Status": self.maintenance.status,
+            "/etcdserverpb.Maintenance/Alarm": self.maintenance.alarm,
+            "/etcdserverpb.Maintenance/MoveLeader": self.maintenance.move_leader,
             "/grpc.health.v1.Health/Check": self.health.check,
         }
         assert {*self._unary, *STREAMS} == METHODS
         self.applier = Applier(self.core, node, log_storage, self.hub, self.lease)
-        self._streams = Streams(self.hub, Watch(self.hub), self.lease, self.health)
+        for_other_members: dict[str, UnaryHandler] = {
+            KEEP_ALIVE: self.lease.renew,
+            TIME_TO_LIVE: self.lease.time_to_live,
+            LEASES: self.lease.leases,
+            **self.cluster.changes,
+        }
+        self.forwarding.servable = {
+            path: Servable(RPCS[path].request.FromString, handler)
+            for path, handler in for_other_members.items()
+        }
+        self._streams = Streams(self.core, self.hub, Watch(self.hub), self.lease, self.health)
         self._leadership = Leadership(self.core)
+        self._announcements = Announcements(self.core)
+        self._seen_term = machine.applied_term
         self._upkeep = Upkeep(self.core, self.applier, self.hub, self.kv)
+        self.core.members_changed()
 
     @property
     def is_ready(self) -> bool:
         """The member knows a leader and its own name and client URLs have been applied: it can serve."""
-        return self._leadership.is_published and self.core.leader_id != 0
+        return self._announcements.is_published and self.core.leader_id != 0
 
     # --- a turn -------------------------------------------------------------------------------------------
 
     def handle(self, batch: Batch, now: float) -> Effects:
         """Take one batch, give its effects. `now`: seconds of a clock that only goes forward."""
-        effects = Effects()
-        self.core.answers = effects.answers
-        self.lease.now = now
+        core = self.core
+        effects = core.effects = Effects()
+        core.answers = effects.answers
+        self.lease.now = self.cluster.now = self.maintenance.now = now
+        self.cluster.unix_time_s = batch.unix_time_s
         if batch.disk_full is not None:
-            self.core.disk_full = batch.disk_full
+            core.disk_full = batch.disk_full
         if batch.log_full is not None:
-            self.core.log_full = batch.log_full
+            core.log_full = batch.log_full
+        self._tell_raft(batch, now)
         if batch.ticks:
-            self._tick(batch.ticks, now)
-        for message in batch.messages:
-            self.node.step(message)
-        if batch.persisted:
-            self.node.advance(batch.persisted)
-            self._drain(effects)
-            if self.core.is_leader and not self._leadership.is_published:
-                self._leadership.act(now)
+            self._tick(effects, now)
+        self.forwarding.take(batch.forwarded)
         self._take_requests(batch, effects, now)
-        if self._propose(now) or not batch.persisted:
-            self._drain(effects)
+        self._propose(now)
+        self._drain(effects)
+        if not self._announcements.is_published and core.leader_id:
+            self._speak(now)
+            if self._propose(now):
+                self._drain(effects)
+        self.forwarding.collect()
         self._upkeep.step(effects, batch.durable_index, now)
         self._tell_watchers(effects, now)
+        for stream_id, _ in effects.ended:
+            self._streams.close(stream_id)
         return effects
 
-    def _tick(self, ticks: int, now: float) -> None:
-        for _ in range(ticks):
-            self.node.tick()
+    def _tell_raft(self, batch: Batch, now: float) -> None:
+        """What has happened outside since the last turn, and what that means for who leads."""
+        core, node = self.core, self.node
+        for member_id, version in batch.versions:
+            core.peers.told_version(member_id, version)
+        for member_id, is_up in batch.connected:
+            core.peers.connected(member_id, is_up=is_up, now=now)
+            if not is_up:
+                node.report_unreachable(member_id)
+        for member_id, succeeded in batch.snapshots_sent:
+            node.report_snapshot(member_id, succeeded=succeeded)
+        for _ in range(batch.ticks):
+            node.tick()
+        for message in batch.messages:
+            node.step(message)
+        if batch.persisted:
+            node.advance(batch.persisted)
+        if node.leader_id != core.leader_id or node.term != core.header.term:
+            self._follow_leader(now)
+
+    def _follow_leader(self, now: float) -> None:
+        core, leader_id, term = self.core, self.node.leader_id, self.node.term
+        led = core.is_leader and (leader_id != core.leader_id or term != core.header.term)
+        if led:
+            core.is_leader = False
+            self.lease.demote()
+            self._leadership.end()
+        core.header.set_term(term)
+        if not leader_id:
+            core.leaderless_s = now
+        elif leader_id != core.leader_id:
+            self.counters.leader_changes_total += 1
+            core.elected_s = now
+            self.reads.repeat(now, after_s=0.0)
+        core.leader_id = leader_id
+        self.forwarding.leader_changed()
+        if leader_id == self.settings.member_id:
+            core.is_leader = True
+            self.lease.promote()
+
+    def _tick(self, effects: Effects, now: float) -> None:
         core = self.core
         core.space_exceeded = 0 < self.settings.quota_bytes <= self.machine.database.size_bytes
-        self.lease.expire()
-        for waiter in core.proposals.expired(now):
+        for begun_s, waiter in core.proposals.expired(now):
             self.counters.proposals_failed_total += 1
-            core.answer(waiter, errors.TimedOut())
+            core.answer(waiter, core.timed_out(begun_s))
+        self.reads.repeat(now)
         for _, call_id, _ in self.reads.expired(now):
             self.counters.reads_failed_total += 1
-            core.answer(call_id, errors.TimedOut())
+            self._refuse(call_id, errors.TimedOut(), effects)
+        self.forwarding.tick(now)
+        self.cluster.tick()
+        self.maintenance.tick()
+        self._streams.tick(effects, now)
         if core.is_leader:
+            self.lease.expire()
+        if core.leader_id:
+            self._speak(now)
+
+    def _speak(self, now: float) -> None:
+        """Propose what the member has to say of itself, or because it leads."""
+        if self.core.is_leader:
             self._leadership.act(now)
+        self._announcements.act()
+
+    def _refuse(self, call_id: int, error: errors.EtcdError, effects: Effects) -> None:
+        if call_id in self._streams:
+            effects.ended.append((call_id, error))
+        else:
+            effects.answers.append((call_id, error))
 
     def _take_requests(self, batch: Batch, effects: Effects, now: float) -> None:
-        for path, calls in batch.calls.items():
-            self._unary[path](calls)
+        calls = batch.calls
+        if batch.requiring_leader and not self.core.leader_id:
+            refused = set(batch.requiring_leader)
+            effects.answers += [(call_id, errors.NoLeader()) for call_id in batch.requiring_leader]
+            calls = {
+                path: [call for call in group if call[0] not in refused] for path, group in calls.items()
+            }
+        for path, group in calls.items():
+            self._unary[path](group)
         self._streams.take(batch.streams, effects, now)
         for call_id in batch.cancelled:
             self._streams.close(call_id)
@@ -178,53 +262,66 @@ class Engine:
     # --- raft ---------------------------------------------------------------------------------------------
 
     def _propose(self, now: float) -> bool:
-        """Hand the turn's changes and reads to raft; whether there were any."""
-        core, any_at_all = self.core, self.reads.are_gathered
-        for proposal_id, data in core.proposals.take(now):
-            any_at_all = True
+        """Hand the turn's changes, reads and forwarded calls over; whether raft has taken any."""
+        self.forwarding.act(now)
+        proposals = self.core.proposals
+        proposals.seal(now)
+        any_at_all = False
+        while (sealed := proposals.next_sealed()) is not None:
+            if sealed.is_own and not self.core.is_leader:
+                self._fail(proposals.refused(), errors.NotLeader())
+                continue
             try:
-                self.node.propose(data)
+                self.node.propose(sealed.data)
             except ProposalDropped:
-                self._refuse(core.proposals.pop(proposal_id))
-        for _, call_id, _ in self.reads.ask(now):
-            core.answers.append((call_id, errors.NoLeader()))
-        return any_at_all
+                if sealed.is_own:
+                    self._fail(proposals.refused(), errors.NotLeader())
+                    continue
+                self._fail(proposals.overflow(), errors.TooManyRequests())
+                break
+            proposals.taken(self.node.term)
+            any_at_all = True
+        any_at_all |= self.cluster.propose()
+        return self.reads.ask(now) or any_at_all
 
-    def _refuse(self, waiters: Iterable[Waiter]) -> None:
+    def _fail(self, waiters: Iterable[Waiter], error: errors.EtcdError) -> None:
         for waiter in waiters:
             self.counters.proposals_failed_total += 1
-            self.core.answer(waiter, errors.NoLeader())
+            self.core.answer(waiter, error)
 
     def _drain(self, effects: Effects) -> None:
         """Take from raft until it has nothing more to say."""
         while (ready := self.node.ready()) is not None:
             if ready.must_persist:
                 effects.persist.append(ready)
-            effects.send.extend(ready.messages)
-            self._follow_leader(ready)
+            if ready.messages:
+                effects.send.extend(ready.messages)
             for entry in ready.committed_entries:
                 self.applier.apply(entry)
             self.reads.confirmed(ready.read_states)
+        if self.machine.applied_term != self._seen_term:
+            self._seen_term = self.machine.applied_term
+            self._fail(self.core.proposals.lost(self._seen_term), errors.LeaderChanged())
         self.reads.serve(self.machine.applied_index)
 
-    def _follow_leader(self, ready: Ready) -> None:
-        core = self.core
-        if ready.term is not None:
-            core.header.set_term(ready.term)
-        if ready.leader_id is None:
-            return
-        core.leader_id = ready.leader_id
-        if ready.leader_id:
-            self.counters.leader_changes_total += 1
-        leads = ready.leader_id == self.settings.member_id
-        if leads and not core.is_leader:
-            self.lease.promote()
-        elif core.is_leader and not leads:
-            self.lease.demote()
-            self._leadership.end()
-        core.is_leader = leads
-
     # --- the end ------------------------------------------------------------------------------------------
+
+    def hand_over(self) -> bool:
+        """Have the most caught-up of the other voters lead from now on, if this member leads; whether that
+        is under way: it has happened when `core.is_leader` is False."""
+        if not self.core.is_leader:
+            return False
+        status, peers = self.node.status, self.core.peers
+        reached = [
+            peer
+            for peer in status.peers
+            if peer.member_id in status.configuration.voters
+            and (peer.recently_active or peers.is_connected(peer.member_id))
+        ]
+        if not reached:
+            return False
+        self.node.transfer_leadership(max(reached, key=lambda peer: peer.match_index).member_id)
+        return True
 
     def turn_away(self, batch: Batch, now: float) -> Effects:
         """A turn of a member that stops: what is under way goes on, nothing new is taken."""
@@ -238,13 +335,18 @@ class Engine:
 
     def stop(self) -> Effects:
         """The member stops: everyone who waits is told, streams end."""
-        effects = Effects()
         core = self.core
+        effects = core.effects = Effects()
         core.answers = effects.answers
         for waiter in core.proposals.drop_all():
             core.answer(waiter, errors.Stopped())
         for _, call_id, _ in self.reads.drop_all():
-            core.answer(call_id, errors.Stopped())
+            if call_id not in self._streams:
+                core.answer(call_id, errors.Stopped())
+        self.cluster.stop()
+        self.maintenance.stop()
+        self.forwarding.drop_all()
+        self.forwarding.collect()
         self._streams.end_all(effects)
         with contextlib.suppress(StateRolledBack):
             # Where there is no room for it the next start applies it again, from the log.

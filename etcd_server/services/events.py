@@ -1,7 +1,7 @@
 """What goes into one turn of the engine and what comes out: plain data, no behaviour.
 
 A `Batch` is everything that has arrived since the last turn, already parsed and grouped; `Effects` is
-everything that the shell must now do, in this order: persist, send, answer, deliver, end. The shell
+everything that the shell must now do, in this order: send, forward, persist, answer, deliver, end. The shell
 (`runtime.py`) and the simulator perform the same effects, one in real time and one in virtual time.
 
 Call and stream ids are numbers of the transport's; the engine only hands them back.
@@ -22,9 +22,39 @@ STREAM_MESSAGE = 1  # payload: the parsed request
 STREAM_HALF_CLOSE = 2  # payload: None
 STREAM_PAUSED = 3  # payload: None; the peer reads too slowly: deliver nothing more for now
 STREAM_RESUMED = 4  # payload: None
+STREAM_REQUIRES_LEADER = 5  # payload: None; end it when the member is without a leader for long
 
 StreamEvent = tuple[int, int, "ProtoMessage | str | None"]
 Answer = tuple[int, "bytes | EtcdError"]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedCall:
+    """A call that only the leader can answer, passed on by the member to which the client has put it.
+
+    call_id: a number of the sender's, for the answer. path: the gRPC path; request: its serialised message.
+    """
+
+    to: int
+    sender: int
+    call_id: int
+    path: str
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedAnswer:
+    """The answer to a ForwardedCall: code 0 and the serialised response, or the code and text of an error."""
+
+    to: int
+    sender: int
+    call_id: int
+    code: int
+    text: str
+    response: bytes
+
+
+Forwarded = ForwardedCall | ForwardedAnswer
 
 
 @dataclass(slots=True)
@@ -38,8 +68,21 @@ class Batch:
     """Ids of calls and streams that are over, whatever the reason."""
     ticks: int = 0
     """Heartbeat intervals that have passed since the last turn."""
+    unix_time_s: int = 0
+    """Seconds since 1970, for what shows the time of day: the IDs of members that are added."""
+    requiring_leader: list[int] = field(default_factory=list)
+    """Those of the unary calls that are to be refused while the member knows no leader."""
     messages: list[Message] = field(default_factory=list)
     """Raft messages from other members."""
+    forwarded: list[Forwarded] = field(default_factory=list)
+    """Calls that other members pass on, and answers to those that this member has passed on."""
+    connected: list[tuple[int, bool]] = field(default_factory=list)
+    """News of the links to other members: (member id, whether it is up now). A link that went down may have
+    lost what was sent."""
+    versions: list[tuple[int, str]] = field(default_factory=list)
+    """Versions that other members have told: (member id, "major.minor.patch")."""
+    snapshots_sent: list[tuple[int, bool]] = field(default_factory=list)
+    """How the snapshots that raft wanted sent have ended: (member id, whether it has taken it in)."""
     persisted: int = 0
     """Every `Ready` up to this number is on disk; 0 when there is no news."""
     durable_index: int = 0
@@ -58,6 +101,8 @@ class Effects:
     """Append these to the log, synced and in order, then report the last number in `Batch.persisted`."""
     send: list[Message] = field(default_factory=list)
     """Raft messages for other members; they may leave at once."""
+    forward: list[Forwarded] = field(default_factory=list)
+    """Calls passed on to the leader, and answers to calls of other members."""
     answers: list[Answer] = field(default_factory=list)
     """Unary calls answered: serialised response or error."""
     deliveries: list[tuple[int, bytes]] = field(default_factory=list)
@@ -68,5 +113,7 @@ class Effects:
     """Entries up to this index may be dropped from the log; 0: nothing new."""
     committed: bool = False
     """The state database was committed, and has no open transaction now."""
+    members_changed: bool = False
+    """The membership, or the peer URLs of a member, is another now."""
     more_work: bool = False
     """Call again without waiting: bounded work (compaction, catch-up of watchers) is left over."""

@@ -1,17 +1,21 @@
-"""What the leader proposes of itself: who it is, the cluster's version, the alarm for exceeded space,
-compactions.
+"""What the leader proposes because it leads: the cluster's version, compactions.
 
-A member that has just begun to lead is not ready before its own name and client URLs are applied: then it is
-sure that the log works, and others can find it (etcd: server/etcdserver/server.go publishV3).
+The cluster's version is the lowest among its members', so that nobody uses what one of them does not know; it
+only rises (etcd: server/etcdserver/version/monitor.go). Until each member has told its version, and a cluster
+that is just beginning is given some seconds for that, the version is etcd's lowest.
 """
 
 from __future__ import annotations
 
-from etcd_server.api import errors
 from etcd_server.api.proto import command_pb2, rpc_pb2
 from etcd_server.services.compactor import Compactor
 from etcd_server.services.core import Core
-from etcd_server.services.proposals import ALARM, CLUSTER_VERSION, COMPACTION, MEMBER_ATTRIBUTES
+from etcd_server.services.peers import Version, parse_version
+from etcd_server.services.proposals import CLUSTER_VERSION, COMPACTION
+
+LOWEST_CLUSTER_VERSION: Version = (3, 0, 0)
+INTRODUCTIONS_S = 4.0
+"""How long the members of a new cluster may take to tell their versions (etcd: monitorVersionInterval)."""
 
 
 class Leadership:
@@ -21,57 +25,36 @@ class Leadership:
         self._core = core
         settings = core.settings
         self._compactor = Compactor(settings.auto_compaction_mode, settings.auto_compaction_retention)
-        self.is_published = False
-        self._publishing = False
-        self._version_proposed = False
-        self._alarm_proposed = False
+        self._own_version = parse_version(settings.cluster_version) or LOWEST_CLUSTER_VERSION
+        self._is_proposed = False
 
     def end(self) -> None:
         """Another member leads now."""
         self._compactor.reset()
 
     def act(self, now: float) -> None:
-        """What only the leader proposes of itself."""
+        """Propose what is due; called with each tick."""
         core, machine = self._core, self._core.machine
-        if not self._publishing and machine.applied_term == core.header.term:
-            self._publishing = True
-            self._publish()
-        if not self._version_proposed and machine.cluster_version != self._core.settings.cluster_version:
-            self._version_proposed = True
-            core.propose(
-                CLUSTER_VERSION, command_pb2.ClusterVersion(version=self._core.settings.cluster_version), None
-            )
-        if core.refused_for_space and not machine.alarms.no_space and not self._alarm_proposed:
-            self._alarm_proposed = True
-            alarm = rpc_pb2.AlarmRequest(
-                action=rpc_pb2.AlarmRequest.ACTIVATE,
-                memberID=self._core.settings.member_id,
-                alarm=rpc_pb2.NOSPACE,
-            )
-            core.propose(ALARM, alarm, self._alarm_applied)
+        if machine.applied_term == core.header.term and not self._is_proposed:
+            self._agree_on_version(now)
         revision = self._compactor.due(machine.revision, now)
         if revision and revision > machine.compacted_revision:
-            core.propose(COMPACTION, rpc_pb2.CompactionRequest(revision=revision), None)
+            core.propose_as_leader(COMPACTION, rpc_pb2.CompactionRequest(revision=revision), None)
 
-    def _publish(self) -> None:
-        """Make known what this member is called and where clients find it, unless it is known already: a
-        member that was started again on a full disk could not."""
-        settings = self._core.settings
-        known = self._core.machine.members.get(settings.member_id)
-        if known is not None and (known.name, tuple(known.clientURLs)) == (
-            settings.member_name,
-            settings.client_urls,
-        ):
-            self.is_published = True
+    def _agree_on_version(self, now: float) -> None:
+        core, machine = self._core, self._core.machine
+        present = parse_version(machine.cluster_version)
+        if present is not None and present >= self._own_version:
             return
-        attributes = command_pb2.MemberAttributes(
-            member_id=settings.member_id, name=settings.member_name, client_urls=settings.client_urls
-        )
-        self._core.propose(MEMBER_ATTRIBUTES, attributes, self._attributes_applied)
+        lowest = core.peers.lowest_version(member.ID for member in machine.members.all())
+        if lowest is None and present is None and now - core.elected_s >= INTRODUCTIONS_S:
+            lowest = LOWEST_CLUSTER_VERSION
+        if lowest is not None and (present is None or present < lowest):
+            self._is_proposed = True
+            version = ".".join(map(str, lowest))
+            core.propose_as_leader(
+                CLUSTER_VERSION, command_pb2.ClusterVersion(version=version), self._version_applied
+            )
 
-    def _attributes_applied(self, outcome: object) -> None:
-        self.is_published = not isinstance(outcome, errors.EtcdError)
-        self._publishing = self.is_published
-
-    def _alarm_applied(self, outcome: object) -> None:
-        self._core.refused_for_space = self._alarm_proposed = False
+    def _version_applied(self, outcome: object) -> None:
+        self._is_proposed = False

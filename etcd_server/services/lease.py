@@ -6,6 +6,10 @@ and the applied proposal is what removes the keys, all in one revision. A new le
 full TTL again, since it cannot know which keepalives the old one had answered (etcd: server/lease/lessor.go
 Promote, issues 15247 and 16822).
 
+A request about a lease's time that reaches another member is passed on to the leader (`forwarding.py`). The
+leader answers it like a linearizable read: after it has made sure that it still leads and has applied what was
+committed before.
+
 Invariants: a lease is never revoked while keepalives are answered within its TTL; a keepalive is answered
 from the machine's facts, never for a lease that is not there (issue 20616); only the leader of the current
 term revokes.
@@ -14,16 +18,23 @@ term revokes.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
+from typing import Any
+
+from google.protobuf.message import Message
 
 from etcd_server.api import errors
 from etcd_server.api.encoding import varint
 from etcd_server.api.proto import rpc_pb2
 from etcd_server.services.core import Core, Random
-from etcd_server.services.events import Effects
+from etcd_server.services.forwarding import Forwarding
 from etcd_server.services.proposals import LEASE_GRANT, LEASE_REVOKE, Outcome
 from etcd_server.services.reads import Reads
+
+KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
+TIME_TO_LIVE = "/etcdserverpb.Lease/LeaseTimeToLive"
+LEASES = "/etcdserverpb.Lease/LeaseLeases"
 
 MAX_TTL_S = 9_000_000_000
 REVOKES_PER_SECOND = 1000
@@ -97,10 +108,13 @@ class Lessor:
 class Lease:
     """LeaseGrant, LeaseRevoke, LeaseKeepAlive, LeaseTimeToLive, LeaseLeases of one member."""
 
-    def __init__(self, core: Core, reads: Reads, random: Random) -> None:
+    def __init__(self, core: Core, reads: Reads, forwarding: Forwarding, random: Random) -> None:
         self._core = core
         self._reads = reads
+        self._forwarding = forwarding
         self._random = random
+        self._renewing: dict[int, int] = {}  # stream id: renewals that are not answered yet
+        self._half_closed: set[int] = set()  # streams that end when the last of these is answered
         self._lessor = Lessor()
         self._checked_s = 0.0
         self.now = 0.0
@@ -132,10 +146,41 @@ class Lease:
             self._core.propose(LEASE_REVOKE, request, call_id)
 
     def time_to_live(self, calls: Sequence[tuple[int, rpc_pb2.LeaseTimeToLiveRequest]]) -> None:
-        self._reads.add([(self._answer_time_to_live, call_id, request) for call_id, request in calls])
+        self._ask_leader(TIME_TO_LIVE, self._answer_time_to_live, calls)
+
+    def leases(self, calls: Sequence[tuple[int, rpc_pb2.LeaseLeasesRequest]]) -> None:
+        self._ask_leader(LEASES, self._answer_leases, calls)
+
+    def renew(self, calls: Sequence[tuple[int, rpc_pb2.LeaseKeepAliveRequest]]) -> None:
+        """Keepalives that another member has passed on."""
+        self._ask_leader(KEEP_ALIVE, self._answer_renewal, calls)
+
+    def _ask_leader(
+        self, path: str, answer: Callable[[int, Any], None], calls: Sequence[tuple[int, Message]]
+    ) -> None:
+        """Have calls answered here when this member leads, otherwise by the leader."""
+        if self._core.is_leader:
+            self._reads.add([(answer, call_id, request) for call_id, request in calls])
+            return
+        for call_id, request in calls:
+            self._pass_on(path, call_id, request)
+
+    def _pass_on(self, path: str, call_id: int, request: Message) -> None:
+        core = self._core
+
+        def answered(answer: bytes | errors.EtcdError) -> None:
+            if isinstance(answer, errors.EtcdError):
+                core.answers.append((call_id, answer))
+            else:
+                core.reply(call_id, answer)
+
+        self._forwarding.ask(path, request, answered, self.now)
 
     def _answer_time_to_live(self, call_id: int, request: rpc_pb2.LeaseTimeToLiveRequest) -> None:
         core = self._core
+        if not core.is_leader:
+            self._pass_on(TIME_TO_LIVE, call_id, request)
+            return
         granted_s = core.machine.leases.ttl(request.ID)
         remaining_s = self._lessor.remaining_s(request.ID, self.now)
         response = rpc_pb2.LeaseTimeToLiveResponse(ID=request.ID, TTL=-1)
@@ -148,32 +193,92 @@ class Lease:
                 response.keys.extend(core.machine.leases.keys(request.ID))
         core.reply(call_id, response.SerializeToString())
 
-    def leases(self, calls: Sequence[tuple[int, rpc_pb2.LeaseLeasesRequest]]) -> None:
-        self._reads.add([(self._answer_leases, call_id, request) for call_id, request in calls])
-
     def _answer_leases(self, call_id: int, request: rpc_pb2.LeaseLeasesRequest) -> None:
+        core = self._core
+        if not core.is_leader:
+            self._pass_on(LEASES, call_id, request)
+            return
         response = rpc_pb2.LeaseLeasesResponse()
-        for lease_id in self._lessor.in_order([lease_id for lease_id, _ in self._core.machine.leases.all()]):
+        for lease_id in self._lessor.in_order([lease_id for lease_id, _ in core.machine.leases.all()]):
             response.leases.add(ID=lease_id)
-        self._core.reply(call_id, response.SerializeToString())
+        core.reply(call_id, response.SerializeToString())
+
+    def _answer_renewal(self, call_id: int, request: rpc_pb2.LeaseKeepAliveRequest) -> None:
+        if self._core.is_leader:
+            self._core.reply(call_id, self._renew(request.ID))
+        else:
+            self._pass_on(KEEP_ALIVE, call_id, request)
+
+    def _renew(self, lease_id: int) -> bytes:
+        """Renew a lease of the leader's. The answer without its header: id and TTL; TTL 0 (absent in the
+        message) for a lease that is gone."""
+        remaining_s = self._lessor.remaining_s(lease_id, self.now)
+        alive = remaining_s is not None and remaining_s > 0
+        ttl_s = self._core.machine.leases.ttl(lease_id) if alive else None
+        body = b"\x10" + varint(lease_id & 0xFFFF_FFFF_FFFF_FFFF)
+        if ttl_s is None:
+            return body
+        self._lessor.renew(lease_id, ttl_s, self.now)
+        self.renewed_total += 1
+        return body + b"\x18" + varint(ttl_s)
 
     # --- keepalive streams ------------------------------------------------------------------------------
 
-    def keep_alive(self, stream_id: int, request: rpc_pb2.LeaseKeepAliveRequest, effects: Effects) -> None:
-        """Renew a lease and say its TTL; TTL 0 (absent in the message) for a lease that is gone."""
+    def keep_alive(self, stream_id: int, request: rpc_pb2.LeaseKeepAliveRequest) -> None:
+        """Renew a lease for a stream and say its TTL on it.
+
+        The header of the answer is that of this moment: a client must not see a later revision than one at
+        which the lease was there (etcd: server/etcdserver/api/v3rpc/lease.go leaseKeepAlive).
+        """
         core = self._core
-        if not core.is_leader:
-            effects.ended.append((stream_id, errors.NoLeader()))
+        header = core.header(core.machine.revision)
+        self._renewing[stream_id] = self._renewing.get(stream_id, 0) + 1
+        if core.is_leader:
+            self._reads.add([(self._renew_for_stream, stream_id, (header, request))])
+        else:
+            self._pass_on_for_stream(stream_id, header, request)
+
+    def _renew_for_stream(self, stream_id: int, asked: tuple[bytes, rpc_pb2.LeaseKeepAliveRequest]) -> None:
+        header, request = asked
+        if self._core.is_leader:
+            self._tell_stream(stream_id, header + self._renew(request.ID))
+        else:
+            self._pass_on_for_stream(stream_id, header, request)
+
+    def _pass_on_for_stream(
+        self, stream_id: int, header: bytes, request: rpc_pb2.LeaseKeepAliveRequest
+    ) -> None:
+        def answered(answer: bytes | errors.EtcdError) -> None:
+            self._tell_stream(stream_id, header + answer if isinstance(answer, bytes) else answer)
+
+        self._forwarding.ask(KEEP_ALIVE, request, answered, self.now)
+
+    def _tell_stream(self, stream_id: int, answer: bytes | errors.EtcdError) -> None:
+        renewing = self._renewing.get(stream_id, 0)
+        if not renewing:
+            return  # The stream is over.
+        self._renewing[stream_id] = renewing - 1
+        effects = self._core.effects
+        if isinstance(answer, errors.EtcdError):
+            effects.ended.append((stream_id, answer))
+            self.close(stream_id)
             return
-        lease_id = request.ID
-        remaining_s = self._lessor.remaining_s(lease_id, self.now)
-        ttl_s = core.machine.leases.ttl(lease_id) if remaining_s is not None and remaining_s > 0 else None
-        body = core.header(core.machine.revision) + b"\x10" + varint(lease_id & 0xFFFF_FFFF_FFFF_FFFF)
-        if ttl_s is not None:
-            self._lessor.renew(lease_id, ttl_s, self.now)
-            self.renewed_total += 1
-            body += b"\x18" + varint(ttl_s)
-        effects.deliveries.append((stream_id, body))
+        effects.deliveries.append((stream_id, answer))
+        if renewing == 1 and stream_id in self._half_closed:
+            effects.ended.append((stream_id, None))
+            self.close(stream_id)
+
+    def half_close(self, stream_id: int) -> None:
+        """The client will ask for nothing more: the stream ends when all that it asked for is answered."""
+        if self._renewing.get(stream_id):
+            self._half_closed.add(stream_id)
+        else:
+            self._core.effects.ended.append((stream_id, None))
+            self.close(stream_id)
+
+    def close(self, stream_id: int) -> None:
+        self._renewing.pop(stream_id, None)
+        self._half_closed.discard(stream_id)
 
     # --- the clock --------------------------------------------------------------------------------------
 
@@ -204,7 +309,7 @@ class Lease:
             return
         self._checked_s = self.now
         for lease_id in self._lessor.take_expired(self.now, int(REVOKES_PER_SECOND * CHECK_INTERVAL_S)):
-            self._core.propose(LEASE_REVOKE, rpc_pb2.LeaseRevokeRequest(ID=lease_id), self._expired)
+            self._core.propose_as_leader(LEASE_REVOKE, rpc_pb2.LeaseRevokeRequest(ID=lease_id), self._expired)
 
     def _expired(self, outcome: Outcome) -> None:
         if not isinstance(outcome, errors.EtcdError):
