@@ -45,8 +45,6 @@ class Machine:
 
     def __init__(self, database: StateDatabase) -> None:
         self.database = database
-        self._keys = KeyTables(database.connection)
-        self._facts = FactTables(database.connection)
         self._handlers: dict[str, Callable[[Any], Outcome]] = {
             "put": self._put,
             "delete_range": self._delete_range,
@@ -59,6 +57,15 @@ class Machine:
             "cluster_version": self._set_cluster_version,
         }
         self.operations = Operations()
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Go on with what is in the database now: the file was replaced by a snapshot of another member.
+
+        Changes that nobody has taken yet are dropped: watchers go on by history.
+        """
+        self._keys = KeyTables(self.database.connection)
+        self._facts = FactTables(self.database.connection)
         self.reload()
 
     def reload(self) -> None:

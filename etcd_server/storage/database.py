@@ -45,12 +45,19 @@ class StateDatabase:
         str object each time (found in apsw's statement cache), `executemany` for a batch of changes.
     """
 
-    def __init__(self, path: str, connection: apsw.Connection, reserve: Reserve | None) -> None:
+    def __init__(
+        self, path: str, connect_again: Callable[[], apsw.Connection], reserve: Reserve | None
+    ) -> None:
+        """`connect_again` opens the file; raises as `open` does."""
         self.path = path
-        self.connection = connection
+        self._connect = connect_again
         self._reserve = reserve
         self.measure: Callable[[Callable[[], object]], object] = lambda commit: commit()
         """Runs each commit; whoever has a clock may take the time."""
+        self._use(connect_again())
+
+    def _use(self, connection: apsw.Connection) -> None:
+        self.connection = connection
         self._execute = connection.cursor().execute
         self._journal_pages = 0
         self._spills = True
@@ -73,16 +80,12 @@ class StateDatabase:
         vfs: name of the SQLite VFS to use, for tests on simulated disks.
         Raises UnknownFormat, DamagedFile, DiskFull, DiskFailed, DirectoryInUse.
         """
-        with translated(path):
-            connection = connect(path, synchronous="NORMAL", cache_size_bytes=CACHE_SIZE_BYTES, vfs=vfs)
-            try:
-                connection.pragma("journal_size_limit", JOURNAL_LIMIT_BYTES)
-                connection.pragma("cache_spill", SPILL_SIZE_BYTES // PAGE_SIZE_BYTES)
-                create_or_check(connection, path, schema, APPLICATION_ID, schema_version)
-            except BaseException:
-                abandon(connection)
-                raise
-        return cls(path, connection, reserve)
+
+        def connect_again() -> apsw.Connection:
+            with translated(path):
+                return _connect(path, schema, schema_version, vfs)
+
+        return cls(path, connect_again, reserve)
 
     @property
     def in_transaction(self) -> bool:
@@ -184,6 +187,19 @@ class StateDatabase:
             return False
         return pages == copied
 
+    def replace(self, put_in_place: Callable[[], None]) -> None:
+        """Close the file, without copying its journal, have `put_in_place` put another one there, and open
+        that.
+
+        Every cursor of `connection` is void then: whoever holds one takes another. What is not committed is
+        given up. When this raises (StorageError, or whatever `put_in_place` raises), nothing is open.
+        """
+        with translated(self.path):
+            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            self.connection.close()
+        put_in_place()
+        self._use(self._connect())
+
     def close(self) -> None:
         """Close the file as it was at the last commit. Raises StorageError.
 
@@ -200,3 +216,15 @@ class StateDatabase:
         cached_bytes, _ = self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_USED)
         if reserve.free_size_bytes() < cached_bytes + COMMIT_MARGIN_BYTES:
             reserve.give_up()
+
+
+def _connect(path: str, schema: str, schema_version: int, vfs: str | None) -> apsw.Connection:
+    connection = connect(path, synchronous="NORMAL", cache_size_bytes=CACHE_SIZE_BYTES, vfs=vfs)
+    try:
+        connection.pragma("journal_size_limit", JOURNAL_LIMIT_BYTES)
+        connection.pragma("cache_spill", SPILL_SIZE_BYTES // PAGE_SIZE_BYTES)
+        create_or_check(connection, path, schema, APPLICATION_ID, schema_version)
+    except BaseException:
+        abandon(connection)
+        raise
+    return connection

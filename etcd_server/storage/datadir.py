@@ -7,6 +7,8 @@
       state.db    the state; may be opened read-only with the sqlite3 shell at any time; with its -wal and
       -shm
       reserve     room that is given up when the disk is full
+      snapshot/   copies of state.db on their way from or to another member; while one takes the place of
+      state.db, a plan of that (`install.py`)
 
 A directory that holds anything else, above all one of etcd itself, is refused and left as it is.
 """
@@ -81,6 +83,22 @@ class DataDirectory:
     @property
     def reserve_path(self) -> str:
         return str(self.path / "reserve")
+
+    @property
+    def snapshot_path(self) -> str:
+        """Of a directory, which `make_snapshot_directory` makes."""
+        return str(self.path / "snapshot")
+
+    @property
+    def plan_path(self) -> str:
+        return str(self.path / "snapshot" / "plan")
+
+    def make_snapshot_directory(self) -> None:
+        """Make the directory `snapshot_path` where there is none. Raises DiskFull, DiskFailed."""
+        try:
+            _create(self.path / "snapshot")
+        except OSError as error:
+            raise _unusable(self.path, error) from error
 
     def free_size_bytes(self) -> int:
         """Room on the device for a process without privileges. Raises DiskFailed."""

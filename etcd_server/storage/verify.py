@@ -24,6 +24,7 @@ from etcd_server.storage.datadir import DataDirectory
 from etcd_server.storage.errors import StorageError, translated
 from etcd_server.storage.extent import Extent
 from etcd_server.storage.files import abandon, check_format
+from etcd_server.storage.install import pending_plan
 from etcd_server.storage.schema import STATE_SCHEMA_VERSION, last_of, main_revision
 
 Found = TypeVar("Found")
@@ -81,9 +82,14 @@ class Report:
 
 
 def verify(data_dir: str | os.PathLike[str]) -> Report:
-    """Check a data directory that no server uses. Raises DirectoryInUse, UnknownFormat, DiskFailed."""
+    """Check a data directory that no server uses.
+
+    Raises DirectoryInUse, UnknownFormat, DiskFailed, StorageError (a snapshot is half in place).
+    """
     directory = DataDirectory.open_offline(data_dir)
     try:
+        if (pending := pending_plan(directory)) is not None:
+            raise pending
         return verify_files(directory.raft_log_path, directory.state_path)
     finally:
         directory.close()

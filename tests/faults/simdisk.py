@@ -3,14 +3,15 @@
 The contents of files are held here, in memory. Each file has what programs see (`current`) and what would
 survive (`durable`); the writes between the two are pending until a sync. A power cut ends the machine: from
 then on every access fails. `restart` then decides for each pending write whether it is kept, dropped or torn
-at a boundary of 512 bytes (in any order, as disks do), whether a truncation or an unsynced creation or
-deletion of a file took place, and the disk works again with what came of it.
+at a boundary of 512 bytes (in any order, as disks do), whether a truncation or an unsynced creation, deletion
+or renaming of a file took place, and the disk works again with what came of it.
 
 Locks and shared memory are the operating system's own, on empty files of the same names in a scratch
 directory, so that several connections work as on any disk. Faults are set by counting accesses.
 
 Nothing here knows what is stored. One disk serves one machine; use `with SimulatedDisk(...) as disk` and give
-`disk.vfs_name` to whatever opens files, at paths made by `disk.path`.
+`disk.vfs_name` to whatever opens files by SQLite, at paths made by `disk.path`, and `disk.files` to what
+handles whole files.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from __future__ import annotations
 import itertools
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import apsw
+
+from etcd_server.storage.errors import translated
 
 SECTOR_SIZE_BYTES = 512
 _numbers = itertools.count(1)
@@ -79,6 +83,9 @@ class SimulatedDisk:
         scratch.mkdir(exist_ok=True)
         self._files: dict[str, _File] = {}
         self._deleted: dict[str, _File] = {}
+        # (old name, new name, what had the new name before), in order, since the directory was last synced.
+        self._renamed: list[tuple[str, str, _File | None]] = []
+        self.files = _SimulatedFiles(self)
         self._dies_at: int | None = None
         self.is_dead = False
         self.operations = 0
@@ -119,6 +126,7 @@ class SimulatedDisk:
     def restart(self) -> None:
         """Let the disk work again with what has survived. Every connection must have been closed."""
         keep = self._random.choice((0.0, 0.1, 0.5, 0.9, 1.0))
+        self._undo_renames(keep)
         for name, file in [*self._files.items()]:
             if not file.is_created and self._random.random() >= keep:
                 del self._files[name]
@@ -135,6 +143,18 @@ class SimulatedDisk:
             Path(name).touch()
         self.is_dead = False
         self._dies_at = None
+
+    def _undo_renames(self, keep: float) -> None:
+        """A file system carries renames out in their order, so what is lost is the last of them."""
+        kept = 0
+        while kept < len(self._renamed) and self._random.random() < keep:
+            kept += 1
+        for source, target, replaced in reversed(self._renamed[kept:]):
+            if (file := self._files.pop(target, None)) is not None:
+                self._files[source] = file
+            if replaced is not None:
+                self._files[target] = replaced
+        self._renamed.clear()
 
     def contents(self) -> dict[str, bytes]:
         """What each file holds for programs, by base name."""
@@ -216,8 +236,24 @@ class SimulatedDisk:
         """Make durable which files there are."""
         self.operate(apsw.SQLITE_IOERR_DIR_FSYNC)
         self._deleted.clear()
+        self._renamed.clear()
         for file in self._files.values():
             file.is_created = True
+
+    def rename(self, source: str, target: str) -> None:
+        self.operate(apsw.SQLITE_IOERR_WRITE)
+        file = self._files.pop(source)
+        self._renamed.append((source, target, self._files.get(target)))
+        self._files[target] = file
+        Path(source).unlink(missing_ok=True)
+        Path(target).touch()
+
+    def put(self, name: str, data: bytes) -> str:
+        """A file that has arrived from elsewhere, all of it on the disk; its path."""
+        path = self.path(name)
+        self.files.write_synced(path, data)
+        self._files[path].is_created = True
+        return path
 
     def write(self, file: _File, data: bytes, offset: int) -> None:
         was_alive = not self.is_dead
@@ -254,6 +290,43 @@ class SimulatedDisk:
             raise apsw.exception_for(apsw.SQLITE_IOERR_FSYNC)
         if not self.syncs_lie:
             file.sync()
+
+
+class _SimulatedFiles:
+    """The disk as `etcd_server.storage.filesystem` wants it: what the member does without SQLite."""
+
+    def __init__(self, disk: SimulatedDisk) -> None:
+        self._disk = disk
+
+    def exists(self, path: str) -> bool:
+        return self._disk.exists(path)
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        with translated(path):
+            self._disk.operate(apsw.SQLITE_IOERR_READ)
+            yield bytes(self._disk.open(path).current)
+
+    def write_synced(self, path: str, data: bytes) -> None:
+        with translated(path):
+            file = self._disk.open(path)
+            Path(path).touch()
+            self._disk.truncate(file, 0)
+            self._disk.write(file, data, 0)
+            self._disk.sync(file)
+
+    def rename(self, source: str, target: str) -> None:
+        with translated(target):
+            self._disk.rename(source, target)
+
+    def remove(self, path: str) -> None:
+        with translated(path):
+            if self._disk.exists(path):
+                self._disk.delete(path)
+                Path(path).unlink(missing_ok=True)
+
+    def sync_directory(self, path: str) -> None:
+        with translated(path):
+            self._disk.sync_directory()
 
 
 class _Vfs(apsw.VFS):
