@@ -1,7 +1,8 @@
-"""Several whole members in one thread: engines over real files, joined by a network that the test rules.
+"""Several whole members in one thread: engines over real files, joined by a network that a test can cut.
 
-Time is a number. A turn of the cluster is one tick: every member that runs takes what has come for it, until
-nobody has anything left to say. `apart` names pairs of members between whom nothing gets through.
+Time is one number for all of them. A turn of `Cluster.settle` lets every member take what has arrived for it,
+until nothing is on the way any more; `pass_time` lets heartbeats pass in between. Links count as up between
+members that run and are not cut off from each other, and each member is told of changes, as by real links.
 """
 
 from __future__ import annotations
@@ -17,215 +18,281 @@ from etcd_server.api.errors import EtcdError
 from etcd_server.api.methods import METHODS
 from etcd_server.api.proto import command_pb2, rpc_pb2
 from etcd_server.machine.apply import Machine
-from etcd_server.machine.members import cluster_id, member_id
-from etcd_server.raft.messages import Entry, EntryKind, HardState
+from etcd_server.raft.messages import Entry, EntryKind, HardState, InstallSnapshot
+from etcd_server.raft.messages import Message as RaftMessage
 from etcd_server.raft.node import Node
 from etcd_server.raft.state import Config
 from etcd_server.services.core import Settings
 from etcd_server.services.engine import Engine
-from etcd_server.services.events import Batch, Effects
+from etcd_server.services.events import STREAM_MESSAGE, STREAM_OPEN, Batch, Effects, Forwarded
 from etcd_server.storage.database import StateDatabase
 from etcd_server.storage.raftlog import RaftLog
 from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
 
-TOKEN = "eagle-cluster"
-LIMIT_S = 30.0
+CLUSTER_ID = 0xC1
+TURNS_LIMIT = 10_000
 
 
-class One:
-    """One member of the cluster, and what has come for it since its last turn."""
+class ClusterMember:
+    """One member, its files, and what its clients have been told."""
 
-    def __init__(self, folder: Path, settings: Settings, first: Sequence[Entry]) -> None:
-        folder.mkdir(exist_ok=True)
-        self.settings = settings
-        self.log = RaftLog.open(str(folder / "raft.db"), journal_size_bytes=1 << 16)
-        self.database = StateDatabase.open(str(folder / "state.db"), STATE_SCHEMA, STATE_SCHEMA_VERSION)
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        self.cluster = cluster
+        self.number = number
+        self.folder = cluster.folder / f"m{number}"
+        self.folder.mkdir(exist_ok=True)
+        self.is_running = False
+        self.version = "3.6.0"
+        self.answers: dict[int, bytes | EtcdError] = {}
+        self.delivered: dict[int, list[bytes]] = {}
+        self.ended: dict[int, EtcdError | None] = {}
+        self.next_id = number << 32
+        self.inbox: list[RaftMessage | Forwarded] = []
+        self.connected: list[tuple[int, bool]] = []
+        self.versions: list[tuple[int, str]] = []
+        self.boots = 0
+
+    def start(self) -> None:
+        self.boots += 1
+        first = self.cluster.first_entries()
+        self.log = RaftLog.open(str(self.folder / "raft.db"), journal_size_bytes=1 << 16)
+        self.database = StateDatabase.open(str(self.folder / "state.db"), STATE_SCHEMA, STATE_SCHEMA_VERSION)
         machine = Machine(self.database)
-        if first and self.log.last_index() == 0:
+        if self.log.last_index() == 0:
             self.log.append(HardState(1, 0, len(first)), first)
         members = machine.members.all()
         config = Config(
-            member_id=settings.member_id,
+            member_id=self.number,
             voters=tuple(member.ID for member in members if not member.isLearner),
             learners=tuple(member.ID for member in members if member.isLearner),
             hard_state=self.log.initial()[0],
             applied_index=machine.applied_index,
         )
+        seed = self.number * 1000 + self.boots
         self.engine = Engine(
-            settings=settings,
-            node=Node(config, self.log, random.Random(settings.member_id)),
+            settings=Settings(
+                cluster_id=CLUSTER_ID,
+                member_id=self.number,
+                member_name=f"m{self.number}",
+                client_urls=(f"http://m{self.number}:2379",),
+                server_version=self.version,
+                cluster_version=self.version,
+                **self.cluster.settings,
+            ),
+            node=Node(config, self.log, random.Random(seed)),
             log_storage=self.log,
             machine=machine,
-            random=random.Random(settings.member_id + 1),
+            random=random.Random(seed + 500),
         )
-        self.inbox = Batch()
-        self.answers: dict[int, bytes | EtcdError] = {}
+        self.is_running = True
+        self.inbox.clear()
+        self.cluster.links_changed()
 
-    @property
-    def is_ready(self) -> bool:
-        return self.engine.is_ready
-
-    @property
-    def members(self) -> list[rpc_pb2.Member]:
-        return self.engine.machine.members.all()
-
-    @property
-    def has_news(self) -> bool:
-        inbox = self.inbox
-        return bool(inbox.messages or inbox.forwarded or inbox.persisted or inbox.calls or inbox.connected)
+    def crash(self) -> None:
+        """As kill -9: the open transaction of the state is gone, the log is there."""
+        self.is_running = False
+        self.database.rollback()
+        self.close()
+        self.cluster.links_changed()
 
     def close(self) -> None:
-        self.engine.stop()
         self.database.close()
         self.log.close()
 
-
-class Cluster:
-    """See the module's docstring. Members are named by their peer URL, "http://NAME:2380"."""
-
-    def __init__(self, folder: Path, *names: str, **settings: Any) -> None:
-        self.now = 1000.0
-        self.unix_time_s = 1_700_000_000
-        self._folder = folder
-        self._settings = settings
-        self.apart: set[frozenset[int]] = set()
-        self.running: dict[int, One] = {}
-        self.ids = {name: member_id([self.url(name)], TOKEN) for name in names}
-        self.cluster_id = cluster_id(self.ids.values())
-        self._next_call_id = 1
-        by_id = sorted(self.ids.items(), key=lambda pair: pair[1])
-        self._first = [
-            Entry(
-                index,
-                1,
-                EntryKind.CONF_CHANGE,
-                command_pb2.ConfChange(
-                    member=rpc_pb2.Member(ID=number, name=name, peerURLs=[self.url(name)])
-                ).SerializeToString(),
-            )
-            for index, (name, number) in enumerate(by_id, start=1)
-        ]
-        for name in names:
-            self.start(name, first=True)
-
-    @staticmethod
-    def url(name: str) -> str:
-        return f"http://{name}:2380"
-
-    def start(self, name: str, *, first: bool = False) -> One:
-        """Start a member, or start it again."""
-        number = self.ids[name]
-        settings = Settings(
-            cluster_id=self.cluster_id,
-            member_id=number,
-            member_name=name,
-            client_urls=(f"http://{name}:2379",),
-            **self._settings,
-        )
-        one = self.running[number] = One(self._folder / name, settings, self._first if first else ())
-        for other in self.running:
-            self._connect(number, other, is_up=True)
-        return one
-
-    def stop(self, name: str) -> None:
-        number = self.ids[name]
-        self.running.pop(number).close()
-        for other in self.running.values():
-            other.inbox.connected.append((number, False))
-
-    def _connect(self, one: int, other: int, *, is_up: bool) -> None:
-        if one != other:
-            self.running[one].inbox.connected.append((other, is_up))
-            self.running[other].inbox.connected.append((one, is_up))
-
-    def separate(self, one: str, other: str) -> None:
-        self.apart.add(frozenset({self.ids[one], self.ids[other]}))
-        self._connect(self.ids[one], self.ids[other], is_up=False)
-
-    def __getitem__(self, name: str) -> One:
-        return self.running[self.ids[name]]
+    @property
+    def is_leader(self) -> bool:
+        return self.is_running and self.engine.core.is_leader
 
     @property
-    def leader(self) -> One:
-        [leader] = [one for one in self.running.values() if one.engine.core.is_leader]
-        return leader
+    def has_news(self) -> bool:
+        return bool(self.inbox or self.connected or self.versions)
 
-    @property
-    def followers(self) -> list[One]:
-        return [one for one in self.running.values() if not one.engine.core.is_leader]
+    def turn(self, batch: Batch | None = None) -> Effects:
+        """One turn with what has arrived, and those that follow until everything is persisted."""
+        batch = Batch() if batch is None else batch
+        arrived, self.inbox = self.inbox, []
+        for message in arrived:
+            if isinstance(message, RaftMessage):
+                batch.messages.append(message)
+            else:
+                batch.forwarded.append(message)
+        batch.connected, self.connected = self.connected, []
+        batch.versions, self.versions = self.versions, []
+        effects = self.engine.handle(batch, self.cluster.now)
+        persisted = self._perform(effects)
+        while persisted:
+            persisted = self._perform(self.engine.handle(Batch(persisted=persisted), self.cluster.now))
+        return effects
 
-    # --- time -----------------------------------------------------------------------------------------------
-
-    def tick(self) -> None:
-        """A heartbeat passes, and everything that follows from it."""
-        self.now += 0.1
-        for one in self.running.values():
-            one.inbox.ticks += 1
-        for _ in range(1000):
-            busy = [one for one in self.running.values() if one.inbox.ticks or one.has_news]
-            if not busy:
-                return
-            for one in busy:
-                self._turn(one)
-        raise AssertionError("the members do not come to rest")
-
-    def _turn(self, one: One) -> None:
-        batch, one.inbox = one.inbox, Batch()
-        batch.unix_time_s = self.unix_time_s
-        self._perform(one, one.engine.handle(batch, self.now))
-
-    def _perform(self, one: One, effects: Effects) -> None:
+    def _perform(self, effects: Effects) -> int:
+        for message in (*effects.send, *effects.forward):
+            self.cluster.carry(self.number, message)
         for ready in effects.persist:
-            one.log.append(ready.hard_state, ready.entries)
-            one.inbox.persisted = ready.number
-        for message in effects.send:
-            if self._reaches(one, message.to):
-                self.running[message.to].inbox.messages.append(message)
-        for forwarded in effects.forward:
-            if self._reaches(one, forwarded.to):
-                self.running[forwarded.to].inbox.forwarded.append(forwarded)
-        one.answers.update(effects.answers)
+            self.log.append(ready.hard_state, ready.entries)
+        self.answers.update(effects.answers)
+        for stream_id, message in effects.deliveries:
+            self.delivered.setdefault(stream_id, []).append(message)
+        self.ended.update(effects.ended)
+        if effects.cut_log_to:
+            self.log.cut(effects.cut_log_to)
+        return effects.persist[-1].number if effects.persist else 0
 
-    def _reaches(self, one: One, other: int) -> bool:
-        return other in self.running and frozenset({one.settings.member_id, other}) not in self.apart
+    # --- as a client ----------------------------------------------------------------------------------------
 
-    def pass_time(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self.now < end:
-            self.tick()
-
-    def wait(self, reached: Callable[[], Any], limit_s: float = LIMIT_S) -> None:
-        """Let time pass until it is so."""
-        end = self.now + limit_s
-        while not reached():
-            assert self.now < end, "it does not come to it"
-            self.tick()
-
-    def wait_ready(self) -> None:
-        self.wait(lambda: all(one.is_ready for one in self.running.values()))
-
-    # --- calls ----------------------------------------------------------------------------------------------
-
-    def send(self, one: One, path: str, *requests: Message) -> list[int]:
-        """Calls put to a member in one turn; their ids."""
-        calls = one.inbox.calls.setdefault(path, [])
-        ids = list(range(self._next_call_id, self._next_call_id + len(requests)))
-        self._next_call_id += len(requests)
-        calls += zip(ids, requests, strict=True)
+    def send(self, path: str, *requests: Message) -> list[int]:
+        """Several calls in one turn, without waiting for anybody else; their ids."""
+        ids = [self.next_id + n for n in range(len(requests))]
+        self.next_id += len(requests)
+        self.turn(Batch(calls={path: list(zip(ids, requests, strict=True))}))
         return ids
 
-    def result(self, one: One, path: str, call_id: int) -> Any:
-        """The response to a call, waited for; raises what it was refused with."""
-        self.wait(lambda: call_id in one.answers)
-        answer = one.answers.pop(call_id)
+    def result(self, path: str, call_id: int) -> Any:
+        """The response to a call that has been answered; raises what it was refused with."""
+        answer = self.answers.pop(call_id)
         if isinstance(answer, EtcdError):
             raise answer
         return METHODS[path].response.FromString(answer)
 
-    def call(self, one: One, path: str, request: Message) -> Any:
-        [call_id] = self.send(one, path, request)
-        return self.result(one, path, call_id)
+    def call(self, path: str, request: Message, limit_s: float = 10.0) -> Any:
+        """Put a call and let time pass until it is answered."""
+        [call_id] = self.send(path, request)
+        self.cluster.wait(lambda: call_id in self.answers, f"{path} at m{self.number}", limit_s)
+        return self.result(path, call_id)
+
+    def open(self, path: str, *requests: Message, kinds: Sequence[int] = ()) -> int:
+        """Open a stream with its first messages; its id. `kinds`: further events of its beginning."""
+        stream_id = self.next_id
+        self.next_id += 1
+        begun = [(STREAM_OPEN, stream_id, path), *((kind, stream_id, None) for kind in kinds)]
+        self.turn(Batch(streams=[*begun, *((STREAM_MESSAGE, stream_id, one) for one in requests)]))
+        self.cluster.settle()
+        return stream_id
+
+    def say(self, stream_id: int, *requests: Message) -> None:
+        self.turn(Batch(streams=[(STREAM_MESSAGE, stream_id, request) for request in requests]))
+        self.cluster.settle()
+
+    def heard(self, stream_id: int, path: str) -> list[Any]:
+        """What has come on a stream since the last look."""
+        return [METHODS[path].response.FromString(message) for message in self.delivered.pop(stream_id, [])]
+
+
+class Cluster:
+    """Members 1 to `size`, all started, ready, and settled."""
+
+    def __init__(self, folder: Path, size: int = 3, *, started: bool = True, **settings: Any) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.now = 1000.0
+        self.size = size
+        self.is_cut: Callable[[int, int], bool] = lambda sender, to: False
+        self._links: dict[tuple[int, int], bool] = {}
+        self.members = {number: ClusterMember(self, number) for number in range(1, size + 1)}
+        if started:
+            for member in self.members.values():
+                member.start()
+            self.wait(lambda: all(member.engine.is_ready for member in self.running), "the cluster")
+
+    def first_entries(self) -> list[Entry]:
+        kind = command_pb2.ConfChange.ADD_VOTER
+        changes = [
+            command_pb2.ConfChange(
+                kind=kind,
+                member=rpc_pb2.Member(ID=number, name=f"m{number}", peerURLs=[f"http://m{number}:2380"]),
+            )
+            for number in range(1, self.size + 1)
+        ]
+        return [
+            Entry(index, 1, EntryKind.CONF_CHANGE, change.SerializeToString())
+            for index, change in enumerate(changes, start=1)
+        ]
+
+    # --- the network ------------------------------------------------------------------------------------------
+
+    def carry(self, sender: int, message: RaftMessage | Forwarded) -> None:
+        receiver = self.members[message.to]
+        if receiver.is_running and not self.is_cut(sender, message.to):
+            assert not isinstance(message, InstallSnapshot), "this network carries no state"
+            receiver.inbox.append(message)
+
+    def cut(self, *numbers: int) -> None:
+        """Separate these members from the others; without numbers, heal everything."""
+        apart = set(numbers)
+        self.is_cut = lambda sender, to: (sender in apart) != (to in apart)
+        self.links_changed()
+
+    def links_changed(self) -> None:
+        """Tell the members which of their links are up now."""
+        for sender in self.members.values():
+            for receiver in self.members.values():
+                pair = (sender.number, receiver.number)
+                is_up = sender.is_running and receiver.is_running and not self.is_cut(*pair)
+                if sender is not receiver and self._links.get(pair, False) != is_up:
+                    self._links[pair] = is_up
+                    sender.connected.append((receiver.number, is_up))
+                    if is_up:
+                        receiver.versions.append((sender.number, sender.version))
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> list[ClusterMember]:
+        return [member for member in self.members.values() if member.is_running]
+
+    def settle(self) -> None:
+        """Let members take what has arrived, until nothing is on the way."""
+        for _ in range(TURNS_LIMIT):
+            waiting = [member for member in self.running if member.has_news]
+            if not waiting:
+                return
+            for member in waiting:
+                member.turn()
+        raise AssertionError("the members talk without end")
+
+    def tick(self) -> None:
+        """One heartbeat interval."""
+        self.settle()
+        self.now += 0.1
+        for member in self.running:
+            member.turn(Batch(ticks=1))
+        self.settle()
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds * 10)):
+            self.tick()
+
+    def wait(self, condition: Callable[[], bool], what: str, limit_s: float = 10.0) -> None:
+        """Let time pass until the condition holds."""
+        self.settle()
+        deadline_s = self.now + limit_s
+        while not condition():
+            assert self.now < deadline_s, f"{what}: not within {limit_s} s"
+            self.tick()
+
+    # --- who leads ----------------------------------------------------------------------------------------------
+
+    @property
+    def leader(self) -> ClusterMember:
+        [leader] = [member for member in self.running if member.is_leader]
+        return leader
+
+    @property
+    def followers(self) -> list[ClusterMember]:
+        return [member for member in self.running if not member.is_leader]
+
+    def wait_for_leader(self, *besides: ClusterMember) -> ClusterMember:
+        """The leader, once there is one that is not among `besides` and all others know it."""
+        others = [member for member in self.running if member not in besides]
+
+        def is_agreed() -> bool:
+            leaders = {member.engine.core.leader_id for member in others}
+            return len(leaders) == 1 and any(member.is_leader for member in others)
+
+        self.wait(is_agreed, "a leader")
+        [leader] = [member for member in others if member.is_leader]
+        return leader
 
     def close(self) -> None:
-        for one in self.running.values():
-            one.close()
+        for member in self.running:
+            member.engine.stop()
+            member.close()
