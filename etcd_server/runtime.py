@@ -86,6 +86,7 @@ class Loop:
             wait_s = min(max(0.0, wait_s), LONGEST_WAIT_S)
             batch, posted, http = transport.gather(wait_s)
             now = time.monotonic()
+            batch.unix_time_s = int(time.time())
             for news in posted:
                 self._take(news, batch)
             for event in http:

@@ -36,10 +36,13 @@ TURNS_LIMIT = 10_000
 class ClusterMember:
     """One member, its files, and what its clients have been told."""
 
-    def __init__(self, cluster: Cluster, number: int) -> None:
+    def __init__(self, cluster: Cluster, number: int, name: str = "", *, is_first: bool = True) -> None:
+        """`is_first`: one of those that the cluster begins with; others start with an empty log."""
         self.cluster = cluster
         self.number = number
-        self.folder = cluster.folder / f"m{number}"
+        self.name = name or f"m{number}"
+        self.is_first = is_first
+        self.folder = cluster.folder / self.name
         self.folder.mkdir(exist_ok=True)
         self.is_running = False
         self.version = "3.6.0"
@@ -58,7 +61,7 @@ class ClusterMember:
         self.log = RaftLog.open(str(self.folder / "raft.db"), journal_size_bytes=1 << 16)
         self.database = StateDatabase.open(str(self.folder / "state.db"), STATE_SCHEMA, STATE_SCHEMA_VERSION)
         machine = Machine(self.database)
-        if self.log.last_index() == 0:
+        if self.is_first and self.log.last_index() == 0:
             self.log.append(HardState(1, 0, len(first)), first)
         members = machine.members.all()
         config = Config(
@@ -73,8 +76,8 @@ class ClusterMember:
             settings=Settings(
                 cluster_id=CLUSTER_ID,
                 member_id=self.number,
-                member_name=f"m{self.number}",
-                client_urls=(f"http://m{self.number}:2379",),
+                member_name=self.name,
+                client_urls=(f"http://{self.name}:2379",),
                 server_version=self.version,
                 cluster_version=self.version,
                 **self.cluster.settings,
@@ -86,6 +89,8 @@ class ClusterMember:
         )
         self.is_running = True
         self.inbox.clear()
+        self.connected.clear()
+        self.versions.clear()
         self.cluster.links_changed()
 
     def crash(self) -> None:
@@ -116,6 +121,7 @@ class ClusterMember:
                 batch.messages.append(message)
             else:
                 batch.forwarded.append(message)
+        batch.unix_time_s = self.cluster.unix_time_s
         batch.connected, self.connected = self.connected, []
         batch.versions, self.versions = self.versions, []
         effects = self.engine.handle(batch, self.cluster.now)
@@ -137,7 +143,7 @@ class ClusterMember:
             self.log.cut(effects.cut_log_to)
         return effects.persist[-1].number if effects.persist else 0
 
-    # --- as a client ----------------------------------------------------------------------------------------
+    # --- as a client ------------------------------------------------------------------------------------
 
     def send(self, path: str, *requests: Message) -> list[int]:
         """Several calls in one turn, without waiting for anybody else; their ids."""
@@ -184,6 +190,7 @@ class Cluster:
         self.folder = folder
         self.settings = settings
         self.now = 1000.0
+        self.unix_time_s = 1_700_000_000
         self.size = size
         self.is_cut: Callable[[int, int], bool] = lambda sender, to: False
         self._links: dict[tuple[int, int], bool] = {}
@@ -207,11 +214,17 @@ class Cluster:
             for index, change in enumerate(changes, start=1)
         ]
 
-    # --- the network ------------------------------------------------------------------------------------------
+    def join(self, number: int, name: str) -> ClusterMember:
+        """Start a member that has been added."""
+        member = self.members[number] = ClusterMember(self, number, name, is_first=False)
+        member.start()
+        return member
+
+    # --- the network ------------------------------------------------------------------------------------
 
     def carry(self, sender: int, message: RaftMessage | Forwarded) -> None:
-        receiver = self.members[message.to]
-        if receiver.is_running and not self.is_cut(sender, message.to):
+        receiver = self.members.get(message.to)
+        if receiver is not None and receiver.is_running and not self.is_cut(sender, message.to):
             assert not isinstance(message, InstallSnapshot), "this network carries no state"
             receiver.inbox.append(message)
 
@@ -233,7 +246,7 @@ class Cluster:
                     if is_up:
                         receiver.versions.append((sender.number, sender.version))
 
-    # --- time -------------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------
 
     @property
     def running(self) -> list[ClusterMember]:
@@ -269,7 +282,7 @@ class Cluster:
             assert self.now < deadline_s, f"{what}: not within {limit_s} s"
             self.tick()
 
-    # --- who leads ----------------------------------------------------------------------------------------------
+    # --- who leads --------------------------------------------------------------------------------------
 
     @property
     def leader(self) -> ClusterMember:

@@ -126,7 +126,7 @@ class Machine:
             try:
                 self.members.change(change)
                 outcome = (self.revision, b"")
-            except errors.ClientError as error:
+            except (errors.ClientError, errors.MemberNotEnoughStarted) as error:
                 outcome = error
             self._set_applied(index, term)
         except StatementError as error:

@@ -67,8 +67,8 @@ class Members:
     def change(self, change: command_pb2.ConfChange) -> None:
         """Apply one change of the membership.
 
-        Raises MemberNotFound, MemberExists, PeerURLExists, MemberNotLearner, TooManyLearners; nothing is
-        changed then.
+        Raises MemberNotFound, MemberExists, PeerURLExists, MemberNotLearner, TooManyLearners, and
+        MemberNotEnoughStarted for the removal of the last voter; nothing is changed then.
         """
         number, kinds = change.member.ID, command_pb2.ConfChange
         if number in self._removed:
@@ -86,7 +86,8 @@ class Members:
                 self._check_urls(change.member.peerURLs, besides=number)
                 self._set(replace(member, peer_urls=tuple(change.member.peerURLs)))
             case kinds.REMOVE:
-                self._existing(number)
+                if not self._existing(number).is_learner and self._voters == 1:
+                    raise errors.MemberNotEnoughStarted  # raft keeps the last voter, too
                 self._facts.remove_member(number)
                 del self._members[number]
                 self._removed.add(number)
@@ -102,6 +103,10 @@ class Members:
         self._set(
             MemberRow(member.ID, member.name, tuple(member.peerURLs), tuple(member.clientURLs), is_learner)
         )
+
+    @property
+    def _voters(self) -> int:
+        return sum(not member.is_learner for member in self._members.values())
 
     def _existing(self, number: int) -> MemberRow:
         member = self._members.get(number)

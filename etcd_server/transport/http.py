@@ -14,11 +14,11 @@ from typing import Any
 from etcd_server.api.errors import DeadlineExceeded, EtcdError, Unimplemented
 from etcd_server.api.methods import Kind, Rpc
 from etcd_server.services.events import Batch
-from etcd_server.transport import gateway
+from etcd_server.transport import gateway, v2members
 from etcd_server.transport.access import AccessRules
 from etcd_server.transport.answers import Headers, HttpAnswer
 from etcd_server.transport.pages import Pages
-from etcd_server.transport.wire import CLIENT, Transport
+from etcd_server.transport.wire import CLIENT, PEER, Transport
 
 TIME_IS_UP = "context deadline exceeded"
 
@@ -51,6 +51,8 @@ class HttpFront:
             self._transport.respond(exchange_id, *refusal)
         elif gateway.serves(target) and connection[0] == CLIENT:
             self._call(exchange, method, target, headers, body, batch, now)
+        elif connection[0] in (CLIENT, PEER) and v2members.serves(target, is_peer=connection[0] == PEER):
+            self._pages.answer_members(batch, method, target, headers, body, exchange.respond)
         else:
             self._pages.answer(batch, method, target, exchange.respond)
 

@@ -8,7 +8,7 @@ is answered when the engine has answered them, in the same turn or a later one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,7 @@ from etcd_server.api.errors import EtcdError
 from etcd_server.api.proto import rpc_pb2
 from etcd_server.services.engine import Engine
 from etcd_server.services.events import Batch
-from etcd_server.transport import operations
+from etcd_server.transport import operations, v2members
 from etcd_server.transport.answers import HttpAnswer
 from etcd_server.transport.metrics import DISK_BUCKETS_S, Histogram, Metrics, MetricsSnapshot
 from etcd_server.transport.operations import HealthSnapshot, Read, Versions
@@ -50,7 +50,7 @@ def timed(histogram: Histogram) -> Callable[[Callable[[], object]], object]:
 
 
 class Pages:
-    """/health, /livez, /readyz, /version, /metrics of one member."""
+    """/health, /livez, /readyz, /version, /metrics and the lists of members of one member."""
 
     def __init__(self, engine: Engine, transport: Transport, durations: Durations, own_version: str) -> None:
         self._engine = engine
@@ -79,6 +79,33 @@ class Pages:
                 key=HEALTH_KEY, keys_only=True, serializable=read is Read.SERIALIZABLE
             )
             self._transport.ask(batch, RANGE, request, partial(answered, read))
+
+    def answer_members(
+        self,
+        batch: Batch,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        respond: Respond,
+    ) -> None:
+        """Answer one request about the members; a change is added to the batch as a call."""
+        asked = v2members.ask(method, target, headers, body, self._membership())
+        if isinstance(asked, HttpAnswer):
+            respond(asked)
+            return
+        call = asked
+
+        def answered(outcome: bytes | EtcdError) -> None:
+            respond(v2members.answer(call, outcome, self._membership(call.member_id)))
+
+        self._transport.ask(batch, call.path, call.request, answered)
+
+    def _membership(self, member_id: int = 0) -> v2members.Membership:
+        engine = self._engine
+        members = engine.machine.members
+        removed = frozenset({member_id} if members.is_removed(member_id) else ())
+        return v2members.Membership(engine.settings.cluster_id, engine.core.leader_id, members.all(), removed)
 
     def _page(self, method: str, target: str, errors: dict[Read, str | None]) -> HttpAnswer:
         engine = self._engine

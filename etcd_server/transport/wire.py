@@ -34,6 +34,8 @@ __all__ = ["Transport", "WireError"]
 
 CLIENT = "client"
 """Name of the listeners that serve clients; the others have the pages only."""
+PEER = "peer"
+"""Name of the listeners for other members."""
 METADATA_KEYS = ("token", "authorization", "hasleader", "client-api-version")
 MESSAGE_OVERHEAD_BYTES = 512 * 1024
 """What a gRPC message may be larger than a request (etcd: grpcOverheadBytes in api/v3rpc/grpc.go)."""

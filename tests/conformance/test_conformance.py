@@ -30,8 +30,8 @@ IMPLEMENTED = {
         "LeaseTimeToLive",
         "LeaseLeases",
     },
-    "etcdserverpb.Cluster": {"MemberList"},
-    "etcdserverpb.Maintenance": {"Status", "Alarm"},
+    "etcdserverpb.Cluster": {"MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"},
+    "etcdserverpb.Maintenance": {"Status", "Alarm", "MoveLeader"},
     "grpc.health.v1.Health": {"Check", "Watch"},
 }
 PROGRAM_LIMIT_S = 110
