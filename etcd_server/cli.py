@@ -1,7 +1,7 @@
 """The command `etcd-py`: run a member, check a data directory, say the version.
 
 Exit status 0: done. 1: settings, ports or data are wrong; one line on standard error says what. 2: the
-command line cannot be read.
+command line cannot be read. 130: interrupted by the keyboard before there was anything to stop.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from etcd_server.flags import GROUPS, HONOURED, Flag, Kind
 from etcd_server.version import ETCD_VERSION, describe
 
 log = logging.getLogger("etcd_server")
+
+INTERRUPTED = 130
 
 USAGE = """\
 Usage:
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"etcd-py: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def help_text() -> str:

@@ -142,6 +142,19 @@ def test_the_exit_status_of_the_server_is_that_of_the_command(
     assert cli.main(["--data-dir", str(tmp_path / "d"), "--log-outputs", str(tmp_path / "log")]) == 7
 
 
+def test_an_interrupt_during_the_start_leaves_no_traceback(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from etcd_server import assembly
+
+    def run(config: Config) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assembly, "run", run)
+    assert cli.main(["--data-dir", str(tmp_path / "d"), "--log-outputs", str(tmp_path / "log")]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_verify_of_what_is_no_data_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", str(tmp_path / "none")]) == 1
     captured = capsys.readouterr()
