@@ -30,6 +30,7 @@ from etcd_server.machine.apply import Machine
 from etcd_server.machine.watchers import WatchHub
 from etcd_server.raft.errors import ProposalDropped
 from etcd_server.raft.log import LogStorage
+from etcd_server.raft.messages import InstallSnapshot
 from etcd_server.raft.node import Node
 from etcd_server.services.announcements import Announcements
 from etcd_server.services.applier import Applier
@@ -44,6 +45,7 @@ from etcd_server.services.lease import KEEP_ALIVE, LEASES, TIME_TO_LIVE, Lease
 from etcd_server.services.maintenance import Maintenance
 from etcd_server.services.proposals import Proposals, Waiter
 from etcd_server.services.reads import Reads
+from etcd_server.services.snapshots import Snapshots
 from etcd_server.services.streams import STREAMS, Streams
 from etcd_server.services.upkeep import Upkeep
 from etcd_server.services.watch import CATCH_UP_ROWS, Watch
@@ -129,7 +131,8 @@ class Engine:
         self._leadership = Leadership(self.core)
         self._announcements = Announcements(self.core)
         self._seen_term = machine.applied_term
-        self._upkeep = Upkeep(self.core, self.applier, self.hub, self.kv)
+        self.snapshots = Snapshots(self.core, node, self.applier, self.hub)
+        self._upkeep = Upkeep(self.core, self.applier, self.hub, self.kv, self.snapshots)
         self.core.members_changed()
 
     @property
@@ -144,12 +147,15 @@ class Engine:
         core = self.core
         effects = core.effects = Effects()
         core.answers = effects.answers
-        self.lease.now = self.cluster.now = self.maintenance.now = now
+        self.lease.now = self.cluster.now = self.maintenance.now = self.snapshots.now = now
         self.cluster.unix_time_s = batch.unix_time_s
         if batch.disk_full is not None:
             core.disk_full = batch.disk_full
         if batch.log_full is not None:
             core.log_full = batch.log_full
+        if batch.restored:
+            self.snapshots.restored()
+            self._upkeep.restored()
         self._tell_raft(batch, now)
         if batch.ticks:
             self._tick(effects, now)
@@ -161,6 +167,7 @@ class Engine:
             self._speak(now)
             if self._propose(now):
                 self._drain(effects)
+        self.snapshots.settle(effects)
         self.forwarding.collect()
         self._upkeep.step(effects, batch.durable_index, now)
         self._tell_watchers(effects, now)
@@ -177,14 +184,16 @@ class Engine:
             core.peers.connected(member_id, is_up=is_up, now=now)
             if not is_up:
                 node.report_unreachable(member_id)
-        for member_id, succeeded in batch.snapshots_sent:
-            node.report_snapshot(member_id, succeeded=succeeded)
+        self.snapshots.sent(batch.snapshots_sent)
         for _ in range(batch.ticks):
             node.tick()
         for message in batch.messages:
-            node.step(message)
+            # Without its file this one would leave the member without a state; see `snapshots.py`.
+            if type(message) is not InstallSnapshot:
+                node.step(message)
         if batch.persisted:
             node.advance(batch.persisted)
+        self.snapshots.receive(batch.snapshots_received)
         if node.leader_id != core.leader_id or node.term != core.header.term:
             self._follow_leader(now)
 
@@ -221,6 +230,7 @@ class Engine:
         self.forwarding.tick(now)
         self.cluster.tick()
         self.maintenance.tick()
+        self.snapshots.tick()
         self._streams.tick(effects, now)
         if core.is_leader:
             self.lease.expire()
@@ -294,8 +304,10 @@ class Engine:
         while (ready := self.node.ready()) is not None:
             if ready.must_persist:
                 effects.persist.append(ready)
+            if ready.snapshot is not None:
+                self.snapshots.install(ready.snapshot, effects)
             if ready.messages:
-                effects.send.extend(ready.messages)
+                self.snapshots.ask(ready.messages, effects)
             for entry in ready.committed_entries:
                 self.applier.apply(entry)
             self.reads.confirmed(ready.read_states)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from google.protobuf.message import Message as ProtoMessage
 
 from etcd_server.api.errors import EtcdError
-from etcd_server.raft.messages import Message, Ready
+from etcd_server.raft.messages import Message, Ready, Snapshot
 
 # A stream's story, in the order in which it happened: (kind, stream_id, payload).
 STREAM_OPEN = 0  # payload: path of the method
@@ -57,6 +57,30 @@ class ForwardedAnswer:
 Forwarded = ForwardedCall | ForwardedAnswer
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotRequest:
+    """A copy of the state for a member that is too far behind: of applied_index `index` or a later one."""
+
+    to: int
+    term: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedSnapshot:
+    """A copy of another member's state that is here, whole and looked at.
+
+    number: the transport's, for the answer. term: of raft, told by the sender. snapshot: what the copy says
+    of itself.
+    """
+
+    number: int
+    path: str
+    sender: int
+    term: int
+    snapshot: Snapshot
+
+
 @dataclass(slots=True)
 class Batch:
     """One turn's input. Empty lists where nothing has come."""
@@ -83,6 +107,10 @@ class Batch:
     """Versions that other members have told: (member id, "major.minor.patch")."""
     snapshots_sent: list[tuple[int, bool]] = field(default_factory=list)
     """How the snapshots that raft wanted sent have ended: (member id, whether it has taken it in)."""
+    snapshots_received: list[ReceivedSnapshot] = field(default_factory=list)
+    """Each becomes an `Effects.install` or one of `Effects.refused_snapshots`, now or in a later turn."""
+    restored: bool = False
+    """What `Effects.install` of the last turn wanted has been done."""
     persisted: int = 0
     """Every `Ready` up to this number is on disk; 0 when there is no news."""
     durable_index: int = 0
@@ -109,6 +137,17 @@ class Effects:
     """Messages on streams, in order for each stream."""
     ended: list[tuple[int, EtcdError | None]] = field(default_factory=list)
     """Streams that end, after their deliveries: None is a clean end."""
+    make_snapshots: list[SnapshotRequest] = field(default_factory=list)
+    """Copy what is committed in state.db now, or later, send it, and report by `Batch.snapshots_sent`."""
+    install: ReceivedSnapshot | None = None
+    """Put this in the place of state and log. It belongs to the one Ready in `persist` that has a `snapshot`:
+    those before it are written first; then the state is replaced and the log is begun anew with the hard
+    state of that Ready, so that a crash leaves both old or both new; then its entries, and the Readys behind
+    it, are appended. All of it is done before the next turn, whose batch has `restored`."""
+    refused_snapshots: list[ReceivedSnapshot] = field(default_factory=list)
+    """Those that raft has no use for."""
+    checkpoint: bool = False
+    """A checkpoint of the state would let the log be cut."""
     cut_log_to: int = 0
     """Entries up to this index may be dropped from the log; 0: nothing new."""
     committed: bool = False
