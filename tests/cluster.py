@@ -3,11 +3,13 @@
 Time is one number for all of them. A turn of `Cluster.settle` lets every member take what has arrived for it,
 until nothing is on the way any more; `pass_time` lets heartbeats pass in between. Links count as up between
 members that run and are not cut off from each other, and each member is told of changes, as by real links.
+Snapshots are files, made when they are wanted and carried when time passes (`Cluster.carry_copies`).
 """
 
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,25 @@ from etcd_server.api.errors import EtcdError
 from etcd_server.api.methods import METHODS
 from etcd_server.api.proto import command_pb2, rpc_pb2
 from etcd_server.machine.apply import Machine
-from etcd_server.raft.messages import Entry, EntryKind, HardState, InstallSnapshot
+from etcd_server.raft.messages import Entry, EntryKind, HardState, InstallSnapshot, Ready, Snapshot
 from etcd_server.raft.messages import Message as RaftMessage
 from etcd_server.raft.node import Node
 from etcd_server.raft.state import Config
 from etcd_server.services.core import Settings
 from etcd_server.services.engine import Engine
-from etcd_server.services.events import STREAM_MESSAGE, STREAM_OPEN, Batch, Effects, Forwarded
+from etcd_server.services.events import (
+    STREAM_MESSAGE,
+    STREAM_OPEN,
+    Batch,
+    Effects,
+    Forwarded,
+    ReceivedSnapshot,
+    SnapshotRequest,
+)
+from etcd_server.storage import snapshot
 from etcd_server.storage.database import StateDatabase
+from etcd_server.storage.install import Installation, Plan
+from etcd_server.storage.maintenance import StateMaintenance
 from etcd_server.storage.raftlog import RaftLog
 from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
 
@@ -54,11 +67,18 @@ class ClusterMember:
         self.connected: list[tuple[int, bool]] = []
         self.versions: list[tuple[int, str]] = []
         self.boots = 0
+        self.snapshots_sent: list[tuple[int, bool]] = []
+        self.snapshots_received: list[ReceivedSnapshot] = []
+        self.installed: list[int] = []
+        self.durable_index = 0
 
     def start(self) -> None:
         self.boots += 1
         first = self.cluster.first_entries()
         self.log = RaftLog.open(str(self.folder / "raft.db"), journal_size_bytes=1 << 16)
+        self.installation = Installation(str(self.folder / "state.db"), str(self.folder / "plan"), self.log)
+        if self.installation.is_pending:
+            self.installation.execute()
         self.database = StateDatabase.open(str(self.folder / "state.db"), STATE_SCHEMA, STATE_SCHEMA_VERSION)
         machine = Machine(self.database)
         if self.is_first and self.log.last_index() == 0:
@@ -91,6 +111,9 @@ class ClusterMember:
         self.inbox.clear()
         self.connected.clear()
         self.versions.clear()
+        self.snapshots_sent.clear()
+        self.snapshots_received.clear()
+        self.durable_index = 0
         self.cluster.links_changed()
 
     def crash(self) -> None:
@@ -110,7 +133,9 @@ class ClusterMember:
 
     @property
     def has_news(self) -> bool:
-        return bool(self.inbox or self.connected or self.versions)
+        return bool(
+            self.inbox or self.connected or self.versions or self.snapshots_sent or self.snapshots_received
+        )
 
     def turn(self, batch: Batch | None = None) -> Effects:
         """One turn with what has arrived, and those that follow until everything is persisted."""
@@ -124,17 +149,32 @@ class ClusterMember:
         batch.unix_time_s = self.cluster.unix_time_s
         batch.connected, self.connected = self.connected, []
         batch.versions, self.versions = self.versions, []
-        effects = self.engine.handle(batch, self.cluster.now)
-        persisted = self._perform(effects)
-        while persisted:
-            persisted = self._perform(self.engine.handle(Batch(persisted=persisted), self.cluster.now))
-        return effects
+        batch.snapshots_sent, self.snapshots_sent = self.snapshots_sent, []
+        batch.snapshots_received, self.snapshots_received = self.snapshots_received, []
+        batch.durable_index, self.durable_index = self.durable_index, 0
+        first = effects = self.engine.handle(batch, self.cluster.now)
+        while persisted := self._perform(effects):
+            again = Batch(persisted=persisted, restored=effects.install is not None)
+            effects = self.engine.handle(again, self.cluster.now)
+        return first
 
     def _perform(self, effects: Effects) -> int:
         for message in (*effects.send, *effects.forward):
             self.cluster.carry(self.number, message)
         for ready in effects.persist:
+            if ready.snapshot is not None:
+                self._install(effects.install, ready)
             self.log.append(ready.hard_state, ready.entries)
+        for request in effects.make_snapshots:
+            path = str(self.folder / f"copy-{len(self.cluster.copies)}")
+            self.cluster.copies.append((self.number, request, snapshot.make(self.database.path, path)))
+        for refused in effects.refused_snapshots:
+            snapshot.remove(refused.path)
+            self.cluster.members[refused.sender].snapshots_sent.append((self.number, False))
+        if effects.checkpoint:
+            maintenance = StateMaintenance.open(self.database.path)
+            self.durable_index = maintenance.checkpoint().applied_index
+            maintenance.close()
         self.answers.update(effects.answers)
         for stream_id, message in effects.deliveries:
             self.delivered.setdefault(stream_id, []).append(message)
@@ -142,6 +182,14 @@ class ClusterMember:
         if effects.cut_log_to:
             self.log.cut(effects.cut_log_to)
         return effects.persist[-1].number if effects.persist else 0
+
+    def _install(self, received: ReceivedSnapshot | None, ready: Ready) -> None:
+        assert received is not None and received.snapshot == ready.snapshot
+        stands_for = received.snapshot
+        plan = Plan(received.path, stands_for.index, stands_for.term, ready.hard_state)
+        self.installation.install(plan, self.database)
+        self.installed.append(stands_for.index)
+        self.cluster.members[received.sender].snapshots_sent.append((self.number, True))
 
     # --- as a client ------------------------------------------------------------------------------------
 
@@ -194,6 +242,7 @@ class Cluster:
         self.size = size
         self.is_cut: Callable[[int, int], bool] = lambda sender, to: False
         self._links: dict[tuple[int, int], bool] = {}
+        self.copies: list[tuple[int, SnapshotRequest, snapshot.SnapshotFile | None]] = []
         self.members = {number: ClusterMember(self, number) for number in range(1, size + 1)}
         if started:
             for member in self.members.values():
@@ -225,8 +274,23 @@ class Cluster:
     def carry(self, sender: int, message: RaftMessage | Forwarded) -> None:
         receiver = self.members.get(message.to)
         if receiver is not None and receiver.is_running and not self.is_cut(sender, message.to):
-            assert not isinstance(message, InstallSnapshot), "this network carries no state"
+            assert not isinstance(message, InstallSnapshot), "a snapshot is no message"
             receiver.inbox.append(message)
+
+    def carry_copies(self) -> None:
+        """Bring the copies that have been made to those whom they are for, or fail."""
+        copies, self.copies = self.copies, []
+        for number, (sender, request, copy) in enumerate(copies):
+            receiver, from_member = self.members[request.to], self.members[sender]
+            if copy is None or not receiver.is_running or self.is_cut(sender, request.to):
+                from_member.snapshots_sent.append((request.to, False))
+                continue
+            contents = copy.contents
+            path = shutil.copyfile(copy.path, receiver.folder / f"received-{sender}-{number}")
+            stands_for = Snapshot(contents.applied_index, contents.applied_term, contents.configuration)
+            receiver.snapshots_received.append(
+                ReceivedSnapshot(number, str(path), sender, request.term, stands_for)
+            )
 
     def cut(self, *numbers: int) -> None:
         """Separate these members from the others; without numbers, heal everything."""
@@ -266,6 +330,7 @@ class Cluster:
         """One heartbeat interval."""
         self.settle()
         self.now += 0.1
+        self.carry_copies()
         for member in self.running:
             member.turn(Batch(ticks=1))
         self.settle()

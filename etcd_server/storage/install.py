@@ -23,6 +23,7 @@ from functools import partial
 
 from etcd_server.raft.confchange import Configuration
 from etcd_server.raft.messages import HardState, Snapshot
+from etcd_server.storage.database import StateDatabase
 from etcd_server.storage.datadir import DataDirectory
 from etcd_server.storage.errors import DiskFull, StorageError, UnknownFormat, damaged
 from etcd_server.storage.filesystem import OPERATING_SYSTEM, FileSystem
@@ -90,6 +91,15 @@ class Installation:
         """A plan was written and has not been carried out to its end."""
         return self._files.exists(self._plan_path)
 
+    def install(self, plan: Plan, database: StateDatabase) -> None:
+        """Put the snapshot in the place of the state, which `database` has open, and of the log.
+
+        When this raises DiskFull or DiskFailed before the plan is on the disk, nothing has been changed;
+        after that the next start completes it. Either way the process ends: it has neither state.
+        """
+        self.write_plan(plan)
+        database.replace(self.execute)
+
     def write_plan(self, plan: Plan) -> None:
         """From here on the snapshot will take the place of the state and the log, whatever happens.
 
@@ -120,7 +130,7 @@ class Installation:
         # The plan names a file: its name has to be there as long.
         files.sync_directory(os.path.dirname(plan.path))
 
-    def execute(self) -> Plan:
+    def execute(self) -> None:
         """Do what the plan says, from its first step; state.db must be closed.
 
         Raises StorageError; the plan is then still there, and the next start does it all again.
@@ -128,7 +138,6 @@ class Installation:
         plan = self._read_plan()
         for step in self._steps(plan):
             step()
-        return plan
 
     def _read_plan(self) -> Plan:
         return Plan.decoded(b"".join(self._files.chunks(self._plan_path)), self._plan_path)
@@ -166,20 +175,20 @@ class Installation:
         self._log.append(plan.hard_state, (), snapshot)
 
 
-def recover(directory: DataDirectory, raft_log: RaftLog, reserve: Reserve | None = None) -> Plan | None:
-    """Carry out a plan that a crash has left, and remove snapshots that nobody will ask for any more.
+def recover(directory: DataDirectory, raft_log: RaftLog, reserve: Reserve | None = None) -> bool:
+    """Carry out a plan that a crash has left, and remove copies that nobody will ask for any more; whether
+    there was a plan.
 
-    To be called before state.db is opened. Returns the plan, None when there was none. Raises StorageError.
+    To be called before state.db is opened. Raises StorageError.
     """
     installation = Installation(directory.state_path, directory.plan_path, raft_log, reserve=reserve)
-    plan = installation.execute() if installation.is_pending else None
-    try:
-        left = os.listdir(directory.snapshot_path)
-    except FileNotFoundError:
-        return plan
-    for name in left:
-        remove(os.path.join(directory.snapshot_path, name))
-    return plan
+    was_pending = installation.is_pending
+    if was_pending:
+        installation.execute()
+    if os.path.isdir(directory.snapshot_path):
+        for name in os.listdir(directory.snapshot_path):
+            remove(os.path.join(directory.snapshot_path, name))
+    return was_pending
 
 
 def pending_plan(directory: DataDirectory) -> StorageError | None:
