@@ -11,10 +11,12 @@ import logging
 import os
 import random
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NoReturn
 
 from etcd_server import bootstrap
+from etcd_server.api.proto import rpc_pb2
 from etcd_server.config import Config
 from etcd_server.logs import reopen, to_standard_error
 from etcd_server.machine.apply import Machine
@@ -33,13 +35,17 @@ from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
 from etcd_server.transport.access import AccessRules
 from etcd_server.transport.http import HttpFront
 from etcd_server.transport.pages import Durations, Pages, timed
-from etcd_server.transport.wire import CLIENT, MESSAGE_OVERHEAD_BYTES, Transport
+from etcd_server.transport.peers import Greeting, Links
+from etcd_server.transport.wire import CLIENT, MESSAGE_OVERHEAD_BYTES, PEER, Transport
 from etcd_server.version import CLUSTER_VERSION, ETCD_VERSION, VERSION
 from etcd_server.workers import Keeper, LogWriter
 
 log = logging.getLogger("etcd_server")
 
 DEFAULT_QUOTA_BYTES = 2 * 1024**3
+# What is under way to a member that catches up fits into the queue of its link.
+MESSAGE_BYTES = 512 * 1024
+MESSAGES_IN_FLIGHT = 64
 
 
 def settings_of(config: Config, member_id: int, cluster_id: int) -> Settings:
@@ -96,10 +102,12 @@ def run(config: Config) -> int:
         with translated(directory.state_path):
             machine = Machine(database)
         raft_log.check_joins(machine.applied_index)
-        engine = build_engine(config, identify(config, directory, raft_log), raft_log, machine)
+        identity, remotes = identify(config, directory, raft_log)
+        engine = build_engine(config, identity, raft_log, machine)
+        links = build_links(engine, transport, remotes)
         durations = Durations()
         database.measure = timed(durations.state_commit)
-        pages = Pages(engine, transport, durations, VERSION)
+        pages = Pages(engine, transport, links, durations, VERSION)
         front = HttpFront(
             transport, METHODS, config.max_request_bytes + MESSAGE_OVERHEAD_BYTES, pages, AccessRules()
         )
@@ -107,6 +115,7 @@ def run(config: Config) -> int:
             engine=engine,
             transport=transport,
             front=front,
+            links=links,
             database=database,
             writer=LogWriter(raft_log, transport.post, durations.log_sync.observe),
             keeper=Keeper(directory, reserve, raft_log, transport.post),
@@ -147,27 +156,36 @@ def listen(transport: Transport, config: Config) -> None:
     """Open every listener. Raises WireError."""
     for name, urls in (
         (CLIENT, config.listen_client_urls),
-        ("peer", config.listen_peer_urls),
+        (PEER, config.listen_peer_urls),
         ("metrics", config.listen_metrics_urls),
     ):
         for url in urls:
             log.info("serving %s traffic", name, extra={"address": transport.listen(url, name)})
 
 
-def identify(config: Config, directory: DataDirectory, raft_log: RaftLog) -> bootstrap.Identity:
-    """Who this member is. A new one is given its first entries, then its identity; killed in between, it is
-    given the same ones again. Raises BootstrapError, StorageError."""
+def identify(
+    config: Config, directory: DataDirectory, raft_log: RaftLog
+) -> tuple[bootstrap.Identity, tuple[rpc_pb2.Member, ...]]:
+    """Who this member is, and the members of the cluster that it joins. The first members are given their
+    first entries, then their identity; killed in between, they are given the same ones again. Raises
+    BootstrapError, StorageError."""
     identity = bootstrap.read_identity(directory.path)
-    if identity is None:
+    remotes: tuple[rpc_pb2.Member, ...] = ()
+    if identity is not None:
+        return identity, remotes
+    if config.initial_cluster_state == "existing":
+        joining = bootstrap.join(config, lambda url: None)
+        identity, remotes = joining.identity, joining.remotes
+    else:
         first = bootstrap.first_entries(config)
+        identity = first.identity
         if raft_log.last_index() == 0:
             raft_log.append(HardState(term=1, vote=0, commit=len(first.entries)), first.entries)
-        identity = first.identity
-        try:
-            bootstrap.write_identity(directory.path, identity)
-        except OSError as error:
-            raise DiskFailed(f"{directory.path / bootstrap.IDENTITY_FILE}: {error.strerror}") from error
-    return identity
+    try:
+        bootstrap.write_identity(directory.path, identity)
+    except OSError as error:
+        raise DiskFailed(f"{directory.path / bootstrap.IDENTITY_FILE}: {error.strerror}") from error
+    return identity, remotes
 
 
 def build_engine(config: Config, identity: bootstrap.Identity, raft_log: RaftLog, machine: Machine) -> Engine:
@@ -182,6 +200,8 @@ def build_engine(config: Config, identity: bootstrap.Identity, raft_log: RaftLog
             applied_index=machine.applied_index,
             election_ticks=config.election_timeout_ms // config.heartbeat_interval_ms,
             pre_vote=config.pre_vote,
+            max_message_bytes=MESSAGE_BYTES,
+            max_inflight=MESSAGES_IN_FLIGHT,
         ),
         raft_log,
         random.Random(),
@@ -193,6 +213,15 @@ def build_engine(config: Config, identity: bootstrap.Identity, raft_log: RaftLog
         machine=machine,
         random=random.SystemRandom(),
     )
+
+
+def build_links(engine: Engine, transport: Transport, remotes: Iterable[rpc_pb2.Member]) -> Links:
+    """The links to the other members, and from them to here."""
+    settings = engine.settings
+    own = Greeting(settings.cluster_id, settings.member_id, settings.member_id, settings.server_version)
+    links = Links(transport, own, engine.machine, remotes)
+    transport.links = links
+    return links
 
 
 def announce(config: Config, engine: Engine) -> None:

@@ -5,12 +5,13 @@ server/etcdserver/api/membership/cluster.go). Afterwards the membership is in th
 itself by the file `identity` in its data directory: flags that would compute another id have no effect
 then, as in etcd, which keeps the ids in the head of its log.
 
-One first member is all that this version runs; more are parsed, checked and refused.
+A member that joins a running cluster asks its members instead (`join`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def parse_initial_cluster(text: str) -> dict[str, tuple[str, ...]]:
 def first_entries(config: Config) -> FirstEntries:
     """The beginning of the cluster that the flags describe. Raises BootstrapError."""
     members = parse_initial_cluster(config.initial_cluster)
-    _check(config, members)
+    check_members(config, members)
+    _check_advertised(config, members[config.name])
     ids = {name: member_id(urls, config.initial_cluster_token) for name, urls in members.items()}
     entries = [
         Entry(
@@ -101,39 +103,55 @@ def first_entries(config: Config) -> FirstEntries:
     return FirstEntries(Identity(ids[config.name], cluster_id(ids.values())), tuple(entries))
 
 
-def _check(config: Config, members: dict[str, tuple[str, ...]]) -> None:
-    """As etcd's VerifyBootstrap (server/config/config.go), but URLs are compared as they are written."""
-    if config.initial_cluster_state == "existing":
-        raise BootstrapError(
-            "--initial-cluster-state existing: joining a cluster is not supported by this version yet"
-        )
-    own = members.get(config.name)
-    if own is None:
+def check_members(config: Config, members: dict[str, tuple[str, ...]]) -> None:
+    """What must hold for the first members and for those that join: the member is among those that
+    --initial-cluster names, and no URL is there twice (etcd: server/config/config.go). Raises
+    BootstrapError."""
+    if config.name not in members:
         raise BootstrapError(
             f'couldn\'t find local name "{config.name}" in the initial cluster configuration '
             f"(--initial-cluster {config.initial_cluster})"
         )
-    advertised = ",".join(config.initial_advertise_peer_urls)
-    for url in own:
-        if url not in config.initial_advertise_peer_urls:
-            raise BootstrapError(
-                f"--initial-cluster has {config.name}={url} but missing from "
-                f"--initial-advertise-peer-urls={advertised}"
-            )
-    for url in config.initial_advertise_peer_urls:
-        if url not in own:
-            raise BootstrapError(
-                f"--initial-advertise-peer-urls has {url} but missing from "
-                f"--initial-cluster={config.initial_cluster}"
-            )
     urls = [url for member_urls in members.values() for url in member_urls]
     if len(set(urls)) != len(urls):
         raise BootstrapError(f"initial cluster {config.initial_cluster} has duplicate url")
-    if len(members) > 1:
+
+
+def _check_advertised(config: Config, own: tuple[str, ...]) -> None:
+    """The URLs of the first members' flags are the same (etcd: advertiseMatchesCluster), but compared as they
+    are written."""
+    advertised = ",".join(config.initial_advertise_peer_urls)
+    missing = [f"{config.name}={url}" for url in own if url not in config.initial_advertise_peer_urls]
+    if missing:
         raise BootstrapError(
-            f"--initial-cluster names {len(members)} members: a cluster of more than one is not supported by "
-            "this version yet"
+            f"--initial-cluster has {','.join(missing)} but missing from "
+            f"--initial-advertise-peer-urls={advertised}"
         )
+    missing = [url for url in config.initial_advertise_peer_urls if url not in own]
+    if missing:
+        raise BootstrapError(
+            f"--initial-advertise-peer-urls has {','.join(missing)} but missing from "
+            f"--initial-cluster={config.initial_cluster}"
+        )
+
+
+Fetch = Callable[[str], "list[rpc_pb2.Member] | None"]
+"""Asks a peer URL for the members of its cluster; None when it does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """Who a member is that joins a running cluster, and whom it finds there."""
+
+    identity: Identity
+    remotes: tuple[rpc_pb2.Member, ...]
+
+
+def join(config: Config, fetch: Fetch) -> Joining:
+    """The place in a running cluster of a member that was added to it. Raises BootstrapError."""
+    raise BootstrapError(
+        "--initial-cluster-state existing: joining a cluster is not supported by this version yet"
+    )
 
 
 def is_new(data_dir: str | os.PathLike[str]) -> bool:

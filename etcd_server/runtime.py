@@ -25,6 +25,7 @@ from etcd_server.services.events import Batch, Effects
 from etcd_server.storage.database import StateDatabase
 from etcd_server.systemd import Systemd
 from etcd_server.transport.http import HttpFront
+from etcd_server.transport.peers import Links
 from etcd_server.transport.wire import Transport
 from etcd_server.workers import DiskState, Durable, Failed, Keeper, LogWriter, Persisted
 
@@ -38,6 +39,9 @@ CHECKPOINT_SIZE_BYTES = 16 * 1024 * 1024
 SHORT_REST_BYTES = 4 * 1024 * 1024
 LONGEST_JOURNAL_BYTES = 256 * 1024 * 1024
 MOST_TICKS_AT_ONCE = 100
+# How often round trips to other members are noted, and systemd is asked for more time.
+OBSERVE_INTERVAL_S = 1.0
+PATIENCE_S = 30.0
 
 
 class Loop:
@@ -49,6 +53,7 @@ class Loop:
         engine: Engine,
         transport: Transport,
         front: HttpFront,
+        links: Links,
         database: StateDatabase,
         writer: LogWriter,
         keeper: Keeper,
@@ -58,6 +63,7 @@ class Loop:
         self._engine = engine
         self._transport = transport
         self._front = front
+        self._links = links
         self._database = database
         self._writer = writer
         self._keeper = keeper
@@ -67,7 +73,10 @@ class Loop:
         self._full: set[str] = set()
         self._signals: list[int] = []
         self._rest_is_short = False
+        self._is_ready = False
+        self._observed_s = 0.0
         self._tick_s = engine.settings.heartbeat_interval_s
+        self._last_tick_s = 0.0
 
     def catch_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -78,25 +87,16 @@ class Loop:
 
     def run(self) -> int:
         """Serve until a signal comes; returns the exit status."""
-        engine, transport, front = self._engine, self._transport, self._front
-        ready = more_work = False
-        last_tick_s = time.monotonic() - self._tick_s
+        engine, transport = self._engine, self._transport
+        more_work = False
+        now = time.monotonic()
+        self._last_tick_s = now - self._tick_s
+        # Before anybody is listened to: apply what is known to be committed, the members above all.
+        self._perform(engine.handle(Batch(), now))
+        self._links.follow_members()
         while True:
-            wait_s = 0.0 if more_work else last_tick_s + self._tick_s - time.monotonic()
-            wait_s = min(max(0.0, wait_s), LONGEST_WAIT_S)
-            batch, posted, http = transport.gather(wait_s)
-            now = time.monotonic()
-            batch.unix_time_s = int(time.time())
-            for news in posted:
-                self._take(news, batch)
-            for event in http:
-                front.take(event, batch, now)
-            passed = int((now - last_tick_s) / self._tick_s)
-            if passed:
-                batch.ticks = min(passed, MOST_TICKS_AT_ONCE)
-                last_tick_s += passed * self._tick_s
-                front.tick(batch, now)
-                self._systemd.ping(now)
+            wait_s = 0.0 if more_work else self._last_tick_s + self._tick_s - time.monotonic()
+            batch, now = self._gather(min(max(0.0, wait_s), LONGEST_WAIT_S))
             effects = engine.handle(batch, now)
             self._perform(effects, alone=transport.open_calls == 1)
             more_work = effects.more_work
@@ -104,14 +104,40 @@ class Loop:
                 self._take_disk_state("state", engine.core.state_full)
             if self._signals and not self._heed(self._signals.pop(0)):
                 return self._stop()
-            if not transport.is_serving and (engine.is_ready or self._full):
+            if not transport.is_serving and (engine.is_ready or "log" in self._full):
                 transport.is_serving = more_work = True
                 self._systemd.tell("READY=1")
-            if not ready and engine.is_ready:
-                ready = True
+            if not self._is_ready and engine.is_ready:
+                self._is_ready = True
                 self._on_ready()
-            if passed:
-                self._systemd.status(self._describe(ready))
+            if batch.ticks:
+                self._look_around(now)
+
+    def _gather(self, wait_s: float) -> tuple[Batch, float]:
+        """Wait for something to do: the turn's batch, and its time."""
+        batch, posted, http = self._transport.gather(wait_s)
+        now = time.monotonic()
+        batch.unix_time_s = int(time.time())
+        for news in posted:
+            self._take(news, batch)
+        for event in http:
+            self._front.take(event, batch, now)
+        passed = int((now - self._last_tick_s) / self._tick_s)
+        if passed:
+            batch.ticks = min(passed, MOST_TICKS_AT_ONCE)
+            self._last_tick_s += passed * self._tick_s
+            self._front.tick(batch, now)
+        return batch, now
+
+    def _look_around(self, now: float) -> None:
+        """With each tick: tell systemd how things are, and note how far the other members are."""
+        self._systemd.ping(now)
+        self._systemd.status(self._describe())
+        if now - self._observed_s >= OBSERVE_INTERVAL_S:
+            self._observed_s = now
+            self._links.observe()
+            if not self._transport.is_serving:
+                self._systemd.extend_timeout(PATIENCE_S)
 
     def _take(self, news: object, batch: Batch) -> None:
         match news:
@@ -136,8 +162,11 @@ class Loop:
             log.warning("there is room again; writes are taken")
 
     def _perform(self, effects: Effects, *, alone: bool = False) -> None:
+        self._transport.speak(effects)
         number = self._writer.append(effects.persist, alone=alone) if effects.persist else 0
         self._transport.perform(effects)
+        if effects.members_changed:
+            self._links.follow_members()
         if effects.cut_log_to:
             self._keeper.cut(effects.cut_log_to)
         if effects.committed:
@@ -166,13 +195,16 @@ class Loop:
         self._systemd.tell("READY=1")
         return True
 
-    def _describe(self, ready: bool) -> str:
+    def _describe(self) -> str:
         core, machine = self._engine.core, self._engine.machine
         if self._full:
             return f"disk full: writes are refused, reads go on (revision {machine.revision})"
-        if not ready:
-            return "starting: waiting for a leader"
-        role = "leader" if core.is_leader else "follower"
+        if not core.leader_id:
+            reached, size = self._links.reached + 1, self._links.size + 1
+            return "waiting for a leader" if size == 1 else f"waiting for quorum {reached}/{size}"
+        if not self._is_ready:
+            return "starting: catching up with the leader"
+        role = "leader" if core.is_leader else "learner" if core.is_learner else "follower"
         return f"{role} of term {core.header.term}, revision {machine.revision}"
 
     def _stop(self) -> int:
@@ -181,6 +213,7 @@ class Loop:
         self._systemd.tell("STOPPING=1")
         transport.stop_accepting()
         transport.is_serving = True
+        self._hand_over()
         deadline_s = time.monotonic() + STOP_GRACE_S
         while len(engine.core.proposals) and not self._full and time.monotonic() < deadline_s:
             self._turn_away(self._tick_s)
@@ -193,14 +226,26 @@ class Loop:
         self._keeper.close(STOP_GRACE_S)
         return 0
 
+    def _hand_over(self) -> None:
+        """Let another member lead before this one goes, so that nobody has to wait for an election."""
+        engine = self._engine
+        if not engine.hand_over():
+            return
+        deadline_s = time.monotonic() + engine.settings.election_timeout_s
+        wait_s = 0.0
+        while engine.core.is_leader and time.monotonic() < deadline_s:
+            self._turn_away(wait_s)
+            wait_s = self._tick_s
+        done = (
+            "could not hand the leadership over in time"
+            if engine.core.is_leader
+            else "leadership handed over"
+        )
+        log.info(done, extra={"leader-id": f"{engine.core.leader_id:x}"})
+
     def _turn_away(self, wait_s: float) -> None:
         """A turn in which what is under way goes on, and whoever comes is told that the member stops."""
-        batch, posted, http = self._transport.gather(wait_s)
-        now = time.monotonic()
-        for news in posted:
-            self._take(news, batch)
-        for event in http:
-            self._front.take(event, batch, now)
+        batch, now = self._gather(wait_s)
         self._perform(self._engine.turn_away(batch, now))
 
 

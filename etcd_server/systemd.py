@@ -27,6 +27,10 @@ class Systemd:
             self._status = text
             self.tell(f"STATUS={text}")
 
+    def extend_timeout(self, seconds: float) -> None:
+        """A start that takes its time is not to be ended for that: so much longer from now on."""
+        self.tell(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
     def ping(self, now: float) -> None:
         """The loop is alive: called from each turn, told at half the watchdog's time."""
         if self._interval_s and now - self._pinged_s >= self._interval_s:

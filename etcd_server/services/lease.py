@@ -6,9 +6,9 @@ and the applied proposal is what removes the keys, all in one revision. A new le
 full TTL again, since it cannot know which keepalives the old one had answered (etcd: server/lease/lessor.go
 Promote, issues 15247 and 16822).
 
-A request about a lease's time that reaches another member is passed on to the leader (`forwarding.py`). The
-leader answers it like a linearizable read: after it has made sure that it still leads and has applied what was
-committed before.
+A request about a lease's time that reaches another member is passed on to the leader (`forwarding.py`).
+The leader answers it like a linearizable read: after it has made sure that it still leads and has applied
+what was committed before.
 
 Invariants: a lease is never revoked while keepalives are answered within its TTL; a keepalive is answered
 from the machine's facts, never for a lease that is not there (issue 20616); only the leader of the current

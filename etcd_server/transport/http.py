@@ -41,6 +41,7 @@ class HttpFront:
         self._pages = pages
         self._access = access
         self._deadlines: list[tuple[float, int, Callable[[Batch], None]]] = []
+        self._held: list[tuple[Any, ...]] = []  # calls that came before the member serves
 
     def take(self, event: tuple[Any, ...], batch: Batch, now: float) -> None:
         """One HTTP event of the wire."""
@@ -50,6 +51,9 @@ class HttpFront:
         if refusal is not None:
             self._transport.respond(exchange_id, *refusal)
         elif gateway.serves(target) and connection[0] == CLIENT:
+            if not self._transport.is_serving:
+                self._held.append(event)
+                return
             self._call(exchange, method, target, headers, body, batch, now)
         elif connection[0] in (CLIENT, PEER) and v2members.serves(target, is_peer=connection[0] == PEER):
             self._pages.answer_members(batch, method, target, headers, body, exchange.respond)
@@ -89,7 +93,11 @@ class HttpFront:
             heapq.heappush(self._deadlines, (now + timeout_s, exchange_id, time_out))
 
     def tick(self, batch: Batch, now: float) -> None:
-        """End the exchanges whose time is up."""
+        """Take the calls that were held back, end the exchanges whose time is up."""
+        if self._held and self._transport.is_serving:
+            held, self._held = self._held, []
+            for event in held:
+                self.take(event, batch, now)
         while self._deadlines and self._deadlines[0][0] <= now:
             heapq.heappop(self._deadlines)[2](batch)
 

@@ -64,6 +64,8 @@ APPLY_BUCKETS_S = _doubling(0.0001, 20)
 """etcd_server_apply_duration_seconds."""
 COMPACTION_BUCKETS_MS = _doubling(100, 14)
 """etcd_debugging_mvcc_db_compaction_total_duration_milliseconds."""
+ROUND_TRIP_BUCKETS_S = _doubling(0.0001, 16)
+"""etcd_network_peer_round_trip_time_seconds."""
 LEASE_TTL_BUCKETS_S = _doubling(1, 24)
 """etcd_debugging_lease_ttl_total."""
 
@@ -136,13 +138,30 @@ class Distribution:
     type: str = field(default="histogram", init=False)
 
     def samples(self, value: HistogramValue) -> Samples:
-        labels = dict(self.labels)
-        total = 0
-        for bound, count in zip((*value.bounds, float("inf")), value.counts, strict=True):
-            total += count
-            yield "_bucket", {**labels, "le": _bound(bound)}, float(total)
-        yield "_sum", labels, value.sum
-        yield "_count", labels, float(total)
+        return _distribution(dict(self.labels), value)
+
+
+@dataclass(frozen=True, slots=True)
+class Distributions:
+    """Histograms by the values of their labels."""
+
+    name: str
+    labels: tuple[str, ...]
+    help: str
+    type: str = field(default="histogram", init=False)
+
+    def samples(self, value: Mapping[tuple[str, ...], HistogramValue]) -> Samples:
+        for values, histogram in value.items():
+            yield from _distribution(dict(zip(self.labels, values, strict=True)), histogram)
+
+
+def _distribution(labels: dict[str, str], value: HistogramValue) -> Samples:
+    total = 0
+    for bound, count in zip((*value.bounds, float("inf")), value.counts, strict=True):
+        total += count
+        yield "_bucket", {**labels, "le": _bound(bound)}, float(total)
+    yield "_sum", labels, value.sum
+    yield "_count", labels, float(total)
 
 
 def _bound(bound: float) -> str:
@@ -177,7 +196,7 @@ class PerRpcAndCode:
             yield "", {"grpc_code": _GO_CODES[code], **_RPC_LABELS[path]}, float(number)
 
 
-Kind = Gauge | Counter | Info | Labelled | Distribution | PerRpc | PerRpcAndCode
+Kind = Gauge | Counter | Info | Labelled | Distribution | Distributions | PerRpc | PerRpcAndCode
 """A metric: its name, type and help, and the samples that the value of its field stands for."""
 
 _RPC_LABELS: Mapping[str, dict[str, str]] = {
@@ -377,6 +396,50 @@ class MetricsSnapshot:
     ] = None
     lease_ttl: Annotated[
         HistogramValue | None, Distribution("etcd_debugging_lease_ttl_total", "TTLs of the leases granted.")
+    ] = None
+
+    # Links to other members, by their IDs in hexadecimal digits.
+    peers_active: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled("etcd_network_active_peers", "gauge", ("Local", "Remote"), "1 for a link that is up."),
+    ] = None
+    peers_disconnected: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled("etcd_network_disconnected_peers_total", "counter", ("Local", "Remote"), "Links lost."),
+    ] = None
+    peer_sent: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled("etcd_network_peer_sent_bytes_total", "counter", ("To",), "Bytes sent to members."),
+    ] = None
+    peer_received: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled(
+            "etcd_network_peer_received_bytes_total", "counter", ("From",), "Bytes received from members."
+        ),
+    ] = None
+    peer_sent_failures: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled(
+            "etcd_network_peer_sent_failures_total",
+            "counter",
+            ("To",),
+            "Connections to members lost or not made, and frames dropped.",
+        ),
+    ] = None
+    peer_received_failures: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled(
+            "etcd_network_peer_received_failures_total",
+            "counter",
+            ("From",),
+            "Frames of members that could not be read.",
+        ),
+    ] = None
+    peer_round_trip: Annotated[
+        Mapping[tuple[str, ...], HistogramValue] | None,
+        Distributions(
+            "etcd_network_peer_round_trip_time_seconds", ("To",), "Round trips of the links' pings."
+        ),
     ] = None
 
     # gRPC. The mappings by path need only hold the methods that are served.

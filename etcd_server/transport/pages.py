@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from etcd_server.api.errors import EtcdError
+from etcd_server.api.errors import EtcdError, NoLeader
 from etcd_server.api.proto import rpc_pb2
 from etcd_server.services.engine import Engine
 from etcd_server.services.events import Batch
@@ -20,6 +20,7 @@ from etcd_server.transport import operations, v2members
 from etcd_server.transport.answers import HttpAnswer
 from etcd_server.transport.metrics import DISK_BUCKETS_S, Histogram, Metrics, MetricsSnapshot
 from etcd_server.transport.operations import HealthSnapshot, Read, Versions
+from etcd_server.transport.peers import Links
 from etcd_server.transport.wire import Transport
 
 Respond = Callable[[HttpAnswer], None]
@@ -52,9 +53,12 @@ def timed(histogram: Histogram) -> Callable[[Callable[[], object]], object]:
 class Pages:
     """/health, /livez, /readyz, /version, /metrics and the lists of members of one member."""
 
-    def __init__(self, engine: Engine, transport: Transport, durations: Durations, own_version: str) -> None:
+    def __init__(
+        self, engine: Engine, transport: Transport, links: Links, durations: Durations, own_version: str
+    ) -> None:
         self._engine = engine
         self._transport = transport
+        self._links = links
         self._durations = durations
         self._own_version = own_version
         self._metrics = Metrics(self._snapshot)
@@ -72,9 +76,14 @@ class Pages:
             if len(errors) == len(needed):
                 respond(self._page(method, target, errors))
 
-        if not needed:
+        if Read.LINEARIZABLE in needed and not self._engine.core.leader_id:
+            # It would wait for a leader, longer than whoever asks for this page.
+            errors[Read.LINEARIZABLE] = NoLeader.text
+        if len(errors) == len(needed):
             respond(self._page(method, target, errors))
         for read in needed:
+            if read in errors:
+                continue
             request = rpc_pb2.RangeRequest(
                 key=HEALTH_KEY, keys_only=True, serializable=read is Read.SERIALIZABLE
             )
@@ -111,7 +120,7 @@ class Pages:
         engine = self._engine
         health = HealthSnapshot(
             has_leader=engine.core.leader_id != 0,
-            is_learner=False,
+            is_learner=engine.core.is_learner,
             alarms=tuple(rpc_pb2.AlarmType.Name(alarm.alarm) for alarm in engine.machine.alarms.all()),
             serializable_read=errors.get(Read.SERIALIZABLE),
             linearizable_read=errors.get(Read.LINEARIZABLE),
@@ -141,13 +150,14 @@ class Pages:
         machine, core, counters = engine.machine, engine.core, engine.counters
         watches = engine.hub.statistics()
         wire = transport.statistics()
+        traffic = self._links.traffic()
         return MetricsSnapshot(
             server_version=engine.settings.server_version,
             cluster_version=".".join(machine.cluster_version.split(".")[:2]),
             member_id=f"{engine.settings.member_id:x}",
             has_leader=core.leader_id != 0,
             is_leader=core.is_leader,
-            is_learner=False,
+            is_learner=engine.core.is_learner,
             leader_changes=counters.leader_changes_total,
             proposals_committed=engine.applier.applied_total,
             proposals_applied=engine.applier.applied_total,
@@ -182,6 +192,13 @@ class Pages:
             leases_renewed=engine.lease.renewed_total,
             leases_revoked=engine.lease.revoked_total,
             leases_expired=engine.lease.expired_total,
+            peers_active=traffic.active,
+            peers_disconnected=traffic.disconnected,
+            peer_sent=traffic.sent_bytes,
+            peer_received=traffic.received_bytes,
+            peer_sent_failures=traffic.sent_failures,
+            peer_received_failures=traffic.received_failures,
+            peer_round_trip={to: histogram.value() for to, histogram in traffic.round_trips.items()},
             grpc_received=wire["bytes_received_total"],
             grpc_sent=wire["bytes_sent_total"],
             rpcs_started=transport.started,

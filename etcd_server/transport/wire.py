@@ -11,7 +11,7 @@ have negative ids, and their answers are handed to a function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -23,12 +23,14 @@ from etcd_server.services.events import (
     STREAM_MESSAGE,
     STREAM_OPEN,
     STREAM_PAUSED,
+    STREAM_REQUIRES_LEADER,
     STREAM_RESUMED,
     Batch,
     Effects,
 )
 from etcd_server.transport import _wire
 from etcd_server.transport._wire import Wire, WireError
+from etcd_server.transport.peers import Links
 
 __all__ = ["Transport", "WireError"]
 
@@ -36,10 +38,25 @@ CLIENT = "client"
 """Name of the listeners that serve clients; the others have the pages only."""
 PEER = "peer"
 """Name of the listeners for other members."""
-METADATA_KEYS = ("token", "authorization", "hasleader", "client-api-version")
+REQUIRE_LEADER = "hasleader"
+"""Metadata, with the value "true": a call that a member without a leader refuses (etcd: rpctypes)."""
+METADATA_KEYS = ("token", "authorization", REQUIRE_LEADER, "client-api-version")
 MESSAGE_OVERHEAD_BYTES = 512 * 1024
 """What a gRPC message may be larger than a request (etcd: grpcOverheadBytes in api/v3rpc/grpc.go)."""
 MAX_EVENTS = 4096
+
+# What waits until the member serves: the events of calls and streams.
+_OF_CLIENTS = frozenset(
+    {
+        _wire.CALL,
+        _wire.OPEN,
+        _wire.MESSAGE,
+        _wire.HALF_CLOSE,
+        _wire.PAUSED,
+        _wire.RESUMED,
+        _wire.CANCEL,
+    }
+)
 
 Parse = Callable[[bytes], Message]
 AnswerFunction = Callable[["bytes | EtcdError"], None]
@@ -72,7 +89,10 @@ class Transport:
         self._sinks: dict[int, Sink] = {}  # streams that came as plain HTTP
         self._next_own_id = -1
         self.is_serving = False
-        """Until this is set, what clients send waits: a member that has just started knows no leader yet."""
+        """Until this is set, the calls of clients wait: a member that has just started knows no leader yet
+        and may be behind."""
+        self.links: Links | None = None
+        """Set once, before the first `gather`."""
         self._held: list[tuple[Any, ...]] = []
         self._replies: list[tuple[Any, ...]] = []
         self.started: dict[str, int] = dict.fromkeys(self._rpcs, 0)
@@ -90,6 +110,23 @@ class Transport:
 
     def statistics(self) -> dict[str, int]:
         return self._wire.statistics()
+
+    # --- links, for `peers.py` --------------------------------------------------------------------------
+
+    def open_link(self, link: int, urls: list[str], hello: list[tuple[str, str]]) -> None:
+        self._wire.open_link(link, urls, hello)
+
+    def close_link(self, link: int) -> None:
+        self._wire.close_link(link)
+
+    def accept_link(self, link_id: int) -> None:
+        self._replies.append((_wire.LINK_ACCEPT, link_id))
+
+    def refuse_link(self, link_id: int, status: int, text: str) -> None:
+        self._replies.append((_wire.LINK_REFUSE, link_id, status, text))
+
+    def link_statistics(self) -> Mapping[int, tuple[bool, int, int, int, int, float | None]]:
+        return self._wire.link_statistics()
 
     @property
     def open_calls(self) -> int:
@@ -113,7 +150,7 @@ class Transport:
         for event in self._arrived(timeout_s):
             kind = event[0]
             if kind == _wire.CALL:
-                _, call_id, path, data, connection, _ = event
+                _, call_id, path, data, connection, metadata = event
                 if connection[0] != CLIENT:
                     self._turn_away(call_id, path)
                     continue
@@ -123,36 +160,60 @@ class Transport:
                     self._refuse(call_id, path)
                     continue
                 self._open[call_id] = path
+                requires_leader = metadata is not None and metadata.get(REQUIRE_LEADER) == "true"
                 if path in self._server_streams:
                     self.started[path] += 1
-                    batch.streams += [
-                        (STREAM_OPEN, call_id, path),
-                        (STREAM_MESSAGE, call_id, request),
-                        (STREAM_HALF_CLOSE, call_id, None),
-                    ]
-                elif path in calls:
+                    batch.streams.append((STREAM_OPEN, call_id, path))
+                    if requires_leader:
+                        batch.streams.append((STREAM_REQUIRES_LEADER, call_id, None))
+                    batch.streams.append((STREAM_MESSAGE, call_id, request))
+                    batch.streams.append((STREAM_HALF_CLOSE, call_id, None))
+                    continue
+                if requires_leader:
+                    batch.requiring_leader.append(call_id)
+                if path in calls:
                     calls[path].append((call_id, request))
                 else:
                     calls[path] = [(call_id, request)]
+            elif kind == _wire.FRAME_IN:
+                if self.links is not None:
+                    self.links.frame(event[1], event[2], batch)
             elif kind == _wire.POSTED:
                 posted.append(event[1])
             elif kind == _wire.HTTP:
                 http.append(event)
+            elif kind in (_wire.LINK_UP, _wire.LINK_DOWN, _wire.LINK_ASKED):
+                self._take_link_event(kind, event, batch)
             else:
                 self._take_stream_event(kind, event, batch)
         for path, group in calls.items():
             self.started[path] += len(group)
+        if self.links is not None:
+            self.links.take_news(batch)
         return batch, posted, http
 
     def _arrived(self, timeout_s: float) -> list[tuple[Any, ...]]:
         events = self._wire.poll(timeout_s, MAX_EVENTS)
         if not self.is_serving:
-            self._held += [event for event in events if event[0] != _wire.POSTED]
-            return [event for event in events if event[0] == _wire.POSTED]
+            self._held += [event for event in events if event[0] in _OF_CLIENTS]
+            return [event for event in events if event[0] not in _OF_CLIENTS]
         if self._held:
             held, self._held = self._held, []
             return held + events
         return events
+
+    def _take_link_event(self, kind: int, event: tuple[Any, ...], batch: Batch) -> None:
+        links = self.links
+        if links is None:
+            return
+        if kind == _wire.LINK_UP:
+            links.up(event[1], event[2])
+        elif kind == _wire.LINK_DOWN:
+            links.down(event[1], event[2])
+        elif event[3][0] == PEER:
+            links.asked(event[1], event[2], batch)
+        else:
+            self.refuse_link(event[1], 404, "this port is not for members")
 
     def _take_stream_event(self, kind: int, event: tuple[Any, ...], batch: Batch) -> None:
         stream_id = event[1]
@@ -164,10 +225,15 @@ class Transport:
             self._open[stream_id] = path
             self.started[path] += 1
             batch.streams.append((STREAM_OPEN, stream_id, path))
+            if event[4] is not None and event[4].get(REQUIRE_LEADER) == "true":
+                batch.streams.append((STREAM_REQUIRES_LEADER, stream_id, None))
             return
         opened = self._open.get(stream_id)
         if opened is None:
-            return  # an HTTP exchange that was given up: its answer will be dropped by the wire
+            # A link of another member, or an HTTP exchange that was given up: the wire drops its answer.
+            if kind == _wire.CANCEL and self.links is not None:
+                self.links.ended(stream_id)
+            return
         if kind == _wire.MESSAGE:
             try:
                 batch.streams.append((STREAM_MESSAGE, stream_id, self._parse[opened](event[2])))
@@ -223,6 +289,13 @@ class Transport:
             batch.cancelled.append(exchange_id)
 
     # --- out --------------------------------------------------------------------------------------------
+
+    def speak(self, effects: Effects) -> None:
+        """Send what the turn says to other members."""
+        if self.links is not None and (effects.send or effects.forward):
+            self._wire.send(
+                [(_wire.FRAME_OUT, link, frame, True) for link, frame in self.links.frames(effects)]
+            )
 
     def perform(self, effects: Effects) -> None:
         """Send the answers, messages and ends of a turn."""

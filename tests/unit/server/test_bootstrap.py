@@ -133,12 +133,19 @@ def test_what_does_not_make_a_cluster_is_refused() -> None:
     ) == (f"--initial-advertise-peer-urls has http://a:1 but missing from --initial-cluster=default={peer}")
     duplicate = f"default={peer},b={peer}"
     assert refusal("--initial-cluster", duplicate) == f"initial cluster {duplicate} has duplicate url"
-    assert refusal("--initial-cluster", f"default={peer},b=http://b:1,c=http://c:1") == (
-        "--initial-cluster names 3 members: a cluster of more than one is not supported by this version yet"
-    )
-    assert refusal("--initial-cluster-state", "existing") == (
-        "--initial-cluster-state existing: joining a cluster is not supported by this version yet"
-    )
+
+
+def test_the_first_members_begin_with_the_same_entries() -> None:
+    members = {"a": "http://10.0.0.1:2380", "b": "http://10.0.0.2:2380", "c": "http://10.0.0.3:2380"}
+    cluster = ",".join(f"{name}={url}" for name, url in members.items())
+    begun = [
+        first("--name", name, "--initial-advertise-peer-urls", url, "--initial-cluster", cluster)
+        for name, url in members.items()
+    ]
+    assert begun[0].entries == begun[1].entries == begun[2].entries
+    assert len({one.cluster_id for one in begun}) == 1
+    ids = [command_pb2.ConfChange.FromString(entry.data).member.ID for entry in begun[0].entries]
+    assert ids == sorted(one.member_id for one in begun)
 
 
 def test_the_identity_is_kept_in_the_data_directory(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Three members in one thread: who leads, what a follower passes on, and what happens when the leader goes."""
+"""Three members in one thread: who leads, what a follower passes on, what happens when the leader goes."""
 
 from __future__ import annotations
 

@@ -47,8 +47,7 @@ def keep_alive(member: ClusterMember, stream: int, lease_id: int) -> int:
     member.say(stream, rpc_pb2.LeaseKeepAliveRequest(ID=lease_id))
     member.cluster.wait(lambda: stream in member.delivered or stream in member.ended, "a keepalive")
     [answer] = member.heard(stream, KEEP_ALIVE)
-    assert answer.ID == lease_id
-    assert answer.header.member_id == member.number
+    assert (answer.ID, answer.header.member_id) == (lease_id, member.number)
     return int(answer.TTL)
 
 

@@ -16,7 +16,9 @@ from etcd_server.transport.metrics import (
     DISK_BUCKETS_S,
     KINDS,
     LEASE_TTL_BUCKETS_S,
+    ROUND_TRIP_BUCKETS_S,
     Distribution,
+    Distributions,
     Histogram,
     HistogramValue,
     Metrics,
@@ -53,8 +55,15 @@ etcd_mvcc_delete_total counter -
 etcd_mvcc_put_total counter -
 etcd_mvcc_range_total counter -
 etcd_mvcc_txn_total counter -
+etcd_network_active_peers gauge Local,Remote
 etcd_network_client_grpc_received_bytes_total counter -
 etcd_network_client_grpc_sent_bytes_total counter -
+etcd_network_disconnected_peers_total counter Local,Remote
+etcd_network_peer_received_bytes_total counter From
+etcd_network_peer_received_failures_total counter From
+etcd_network_peer_round_trip_time_seconds histogram To
+etcd_network_peer_sent_bytes_total counter To
+etcd_network_peer_sent_failures_total counter To
 etcd_server_apply_duration_seconds histogram op,success,version
 etcd_server_client_requests_total counter client_api_version,type
 etcd_server_has_leader gauge -
@@ -106,6 +115,8 @@ BUCKETS = {
     " 25600 51200 102400 204800 409600 819200 +Inf",
     "etcd_debugging_lease_ttl_total": "1 2 4 8 16 32 64 128 256 512 1024 2048 4096 8192 16384 32768 65536"
     " 131072 262144 524288 1.048576e+06 2.097152e+06 4.194304e+06 8.388608e+06 +Inf",
+    "etcd_network_peer_round_trip_time_seconds": "0.0001 0.0002 0.0004 0.0008 0.0016 0.0032 0.0064 0.0128"
+    " 0.0256 0.0512 0.1024 0.2048 0.4096 0.8192 1.6384 3.2768 +Inf",
 }
 RANGE, WATCH = "/etcdserverpb.KV/Range", "/etcdserverpb.Watch/Watch"
 # As Go names them, in the recorded page.
@@ -179,6 +190,13 @@ def full() -> MetricsSnapshot:
         "apply": histogram(APPLY_BUCKETS_S, 0.0003),
         "compaction": histogram(COMPACTION_BUCKETS_MS),
         "lease_ttl": histogram(LEASE_TTL_BUCKETS_S, 60),
+        "peers_active": {("a1", "b2"): True},
+        "peers_disconnected": {("a1", "b2"): 3},
+        "peer_sent": {("b2",): 4},
+        "peer_received": {("b2",): 5},
+        "peer_sent_failures": {("b2",): 6},
+        "peer_received_failures": {("b2",): 7},
+        "peer_round_trip": {("b2",): histogram(ROUND_TRIP_BUCKETS_S, 0.001)},
     }
     rest: dict[str, Any] = {
         field.name: 1 for field in fields(MetricsSnapshot) if field.name not in {*LEAST, *more}
@@ -319,4 +337,6 @@ def test_a_field_is_a_metric_of_its_own() -> None:
     assert {field.name for field in fields(MetricsSnapshot)} == set(KINDS)
     assert len({kind.name for kind in KINDS.values()}) == len(KINDS)
     assert all(kind.help.endswith(".") for kind in KINDS.values())
-    assert {kind.name for kind in KINDS.values() if isinstance(kind, Distribution)} == set(BUCKETS)
+    assert {kind.name for kind in KINDS.values() if isinstance(kind, Distribution | Distributions)} == set(
+        BUCKETS
+    )
