@@ -29,7 +29,7 @@ from tests.sim.history import (
     WatchSession,
 )
 from tests.sim.node import Host, Process, Stream
-from tests.sim.world import World
+from tests.sim.world import Violation, World
 
 WATCH = "/etcdserverpb.Watch/Watch"
 LEASE_KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
@@ -130,7 +130,7 @@ class Client:
 
         self.clients.history.operations.append(operation)
         self.world.after(self.draw.uniform(0.0001, 0.003), _arrive, process, call_id, path, request, told)
-        self.world.after(self.draw.uniform(2, 12), give_up)
+        self.world.after(self.draw.uniform(0.5, 5), give_up)
 
     def _take(self, operation: Operation, answer: bytes | EtcdError | None) -> None:
         counts = self.world.counts
@@ -394,6 +394,7 @@ class LeaseHolder(Client):
         self.lease_id = 0
         self.process: Process | None = None
         self.stream_id = 0
+        self.sent_s: list[float] = []
 
     def act(self) -> None:
         if not self.clients.is_asking:
@@ -419,27 +420,37 @@ class LeaseHolder(Client):
         """One keepalive, on the stream that is open, or on a new one to another member."""
         if self.lease_id != story.lease_id or not self.clients.is_asking:
             return
-        if self.stream_id == 0:
-            self._open(story)
-        if self.process is not None and self.stream_id:
-            self.process.say(self.stream_id, rpc_pb2.LeaseKeepAliveRequest(ID=story.lease_id))
+        self._say_keep_alive(story.lease_id)
         self.world.after(self.draw.uniform(0.15, 0.35) * story.ttl_s, self._keep_alive, story)
 
-    def _open(self, story: LeaseStory) -> None:
+    def _say_keep_alive(self, lease_id: int) -> None:
+        if self.stream_id == 0 and self.clients.is_asking:
+            self._open()
+        if self.process is not None and self.stream_id and self.clients.is_asking:
+            self.sent_s.append(self.world.now)
+            self.process.say(self.stream_id, rpc_pb2.LeaseKeepAliveRequest(ID=lease_id))
+
+    def _open(self) -> None:
         self.elsewhere()
         process = self.host.process
         if process is None:
             return
         stream_id = self.stream_id = self.clients.number()
         self.process = process
+        sent_s = self.sent_s = []
 
         def heard(message: bytes) -> None:
+            # Answers may overtake each other: the oldest unanswered request is the one that is safe to count.
+            asked_s = sent_s.pop(0)
             response = rpc_pb2.LeaseKeepAliveResponse.FromString(message)
             if response.TTL > 0:
                 self.world.counts["lease kept alive"] += 1
-                story.renewed_s.append(self.world.now)
-            elif self.lease_id == story.lease_id:
-                self._gone(story)
+                kept = self.clients.history.leases[response.ID]
+                kept.alive_s = max(kept.alive_s, asked_s)
+                if kept.ended_s < asked_s:
+                    raise Violation("dead lease", f"lease {kept.lease_id:x} is kept alive after its end")
+            elif self.lease_id == response.ID:
+                self._gone()
 
         def ended(error: EtcdError | None) -> None:
             if self.stream_id == stream_id:
@@ -454,9 +465,11 @@ class LeaseHolder(Client):
         if self.draw.random() < 0.5 and self.clients.is_asking:
             story.revoke_asked_s = self.world.now
             self.call(LEASE_REVOKE, rpc_pb2.LeaseRevokeRequest(ID=story.lease_id), lambda _: None)
-        self._gone(story)
+        if self.draw.random() < 0.5:
+            self.world.after(self.draw.uniform(0.1, 10), self._say_keep_alive, story.lease_id)
+        self._gone()
 
-    def _gone(self, story: LeaseStory) -> None:
+    def _gone(self) -> None:
+        self.clients.live_leases.remove(self.lease_id)
         self.lease_id = 0
-        self.clients.live_leases.remove(story.lease_id)
         self.world.after(self.draw.uniform(0.5, 3), self.act)

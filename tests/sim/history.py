@@ -74,13 +74,15 @@ class WatchSession:
 
 @dataclass(slots=True)
 class LeaseStory:
-    """What a client knows of one lease. Times are those at which the member spoke."""
+    """What a client knows of one lease. `alive_s`: when it sent the last request that was answered by "it
+    lives", the grant or a keepalive."""
 
     lease_id: int
     ttl_s: int
-    granted_s: float
-    renewed_s: list[float] = field(default_factory=list)
+    alive_s: float
     revoke_asked_s: float = inf
+    ended_s: float = inf
+    """When its end was first applied by a member."""
 
 
 @dataclass(slots=True)

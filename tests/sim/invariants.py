@@ -7,7 +7,7 @@ compared with it. Sources: figure 3 of the Raft paper; `docs/reliability.md`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -66,7 +66,7 @@ class Invariants:
         self._logs: dict[tuple[int, int], tuple[int, int]] = {}
         self._leaders: dict[int, int] = {}
         self._watched: dict[int, Watched] = {}
-        self._applied_to: dict[int, int] = {}
+        self.first_applied: Callable[[Record], None] = lambda record: None
 
     # --- a life begins ------------------------------------------------------------------------------------
 
@@ -235,6 +235,7 @@ class Invariants:
         if record.applied_s < 0:
             record.applied_s = self._world.now
             record.outcomes, record.revision = outcomes, revision
+            self.first_applied(record)
             return
         self._same_revision(host, index, revision)
         if len(outcomes) != len(record.outcomes) or not all(map(_same, outcomes, record.outcomes)):

@@ -20,16 +20,24 @@ from etcd_server.raft.messages import (
     ForwardTransfer,
     Message,
 )
+from etcd_server.services.events import Forwarded, ForwardedAnswer, ForwardedCall
 from tests.sim.world import World
 
-AT_MOST_ONCE = (ForwardProposal, ForwardRead, ForwardReadResponse, ForwardTransfer)
+AT_MOST_ONCE = (
+    ForwardProposal,
+    ForwardRead,
+    ForwardReadResponse,
+    ForwardTransfer,
+    ForwardedCall,
+    ForwardedAnswer,
+)
 Path = tuple[int, int]
 
 
 class Network:
     """Paths between members, by member ID."""
 
-    def __init__(self, world: World, deliver: Callable[[Message], None]) -> None:
+    def __init__(self, world: World, deliver: Callable[[Message | Forwarded], None]) -> None:
         self._world = world
         self._deliver = deliver
         self._draw = world.source("network")
@@ -67,7 +75,7 @@ class Network:
 
     # --- messages -----------------------------------------------------------------------------------------
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message | Forwarded) -> None:
         world, plan, draw = self._world, self._world.plan, self._draw
         path = (message.sender, message.to)
         world.counts[type(message).__name__] += 1
@@ -103,7 +111,7 @@ class Network:
         self._last_arrival_s[path] = arrival_s
         return arrival_s - world.now
 
-    def _arrive(self, message: Message) -> None:
+    def _arrive(self, message: Message | Forwarded) -> None:
         if self.is_cut((message.sender, message.to)):
             self._world.counts["message cut off"] += 1
             return

@@ -38,6 +38,9 @@ from etcd_server.services.events import (
     STREAM_RESUMED,
     Batch,
     Effects,
+    Forwarded,
+    ForwardedAnswer,
+    ForwardedCall,
 )
 from etcd_server.storage.database import StateDatabase
 from etcd_server.storage.errors import DiskFull, StorageError
@@ -416,6 +419,8 @@ class Process:
             host.invariants.sending(host, self, message)
             self.world.trace(host.name, "sends", message)
             host.network.send(message)
+        for forwarded in effects.forward:
+            host.network.send(forwarded)
         number = self._submit(effects.persist) if effects.persist else 0
         for call_id, answer in effects.answers:
             reply = self.calls.pop(call_id, None)
@@ -439,9 +444,17 @@ class Process:
         if number:
             self._handle(Batch(persisted=number), host.local_time())
 
-    def deliver(self, message: Message) -> None:
+    def deliver(self, message: Message | Forwarded) -> None:
         """A message of another member has arrived."""
-        self.batch.messages.append(message)
+        if isinstance(message, ForwardedCall | ForwardedAnswer):
+            self.batch.forwarded.append(message)
+        else:
+            self.batch.messages.append(message)
+        self.wake()
+
+    def linked(self, member_id: int, *, is_up: bool) -> None:
+        """The link to another member has come up or gone down."""
+        self.batch.connected.append((member_id, is_up))
         self.wake()
 
     # --- the log writer -----------------------------------------------------------------------------------

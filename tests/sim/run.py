@@ -23,9 +23,11 @@ from pathlib import Path
 
 from etcd_server.raft.messages import Message
 from etcd_server.raft.quorum import majority
+from etcd_server.services.events import Forwarded
 from tests.sim.clients import Clients
 from tests.sim.faults import CLASSES, Faults, free_disk
 from tests.sim.invariants import Invariants
+from tests.sim.leases import LeaseLedger
 from tests.sim.network import SHAPES, Network
 from tests.sim.node import Host
 from tests.sim.plan import Plan, draw_plan
@@ -99,8 +101,9 @@ class Simulation:
         for host in self.hosts:
             stack.callback(host.close)
         self.clients = Clients(self.world, self.hosts)
+        self.invariants.first_applied = LeaseLedger(self.world, self.clients.history.leases).applied
 
-    def _deliver(self, message: Message) -> None:
+    def _deliver(self, message: Message | Forwarded) -> None:
         host = self.invariants.hosts.get(message.to)
         if host is not None and host.process is not None:
             host.process.deliver(message)

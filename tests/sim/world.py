@@ -13,6 +13,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 from zlib import crc32
 
@@ -77,10 +78,19 @@ class World:
 
 
 def describe(detail: Any) -> str:
-    """A detail of the trace as one short line."""
-    text = detail if isinstance(detail, str) else repr(detail)
+    """A detail of the trace as one line: a dataclass without what is empty."""
+    if isinstance(detail, str):
+        text = detail
+    elif is_dataclass(detail):
+        values = [(field.name, getattr(detail, field.name)) for field in fields(detail)]
+        text = " ".join(
+            f"{name}={value}" for name, value in values if value or value == 0 and name == "index"
+        )
+        text = f"{type(detail).__name__} {text}"
+    else:
+        text = repr(detail)
     text = " ".join(text.split())
-    return text if len(text) <= 200 else text[:197] + "..."
+    return text if len(text) <= 240 else text[:237] + "..."
 
 
 @contextmanager
