@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -29,6 +29,7 @@ class Owner:
 
     Echo and Chat send back what they get, List sends its message three times, Fail ends with status 9 and its
     message as the text, Hold is answered by the test. HTTP: /echo, /stream (three chunks), else by the test.
+    Links of peers are accepted; `rules` says otherwise for a kind of event.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -37,6 +38,9 @@ class Owner:
         self.target = self.url.removeprefix("http://")
         host, port = self.target.split(":")
         self.address = (host, int(port))
+        self.rules: dict[int, Callable[[Event], Iterable[Event]]] = {
+            _wire.LINK_ASKED: lambda event: [(_wire.LINK_ACCEPT, event[1])],
+        }
         self.events: list[Event] = []
         self.paths: dict[int, str] = {}
         self._changed = threading.Condition()
@@ -77,6 +81,23 @@ class Owner:
     def wait_kind(self, kind: int, call_id: int | None = None, count: int = 1) -> Event:
         return self.wait(lambda event: event[0] == kind and (call_id is None or event[1] == call_id), count)
 
+    def wait_frames(self, count: int, link_id: int | None = None) -> list[bytes]:
+        """The frames that came, of one link or of all, once there are `count`."""
+        self.wait_kind(_wire.FRAME_IN, link_id, count)
+        return [
+            event[2]
+            for event in self.events
+            if event[0] == _wire.FRAME_IN and link_id in (None, event[1])
+        ]  # fmt: skip
+
+    def wait_link(self, link: int, reached: Callable[[Event], bool]) -> Event:
+        """The statistics of a link, once they are as wanted."""
+        deadline = time.monotonic() + WAIT_S
+        while not reached(line := self.wire.link_statistics()[link]):
+            assert time.monotonic() < deadline, f"link {link} is {line}"
+            time.sleep(0.005)
+        return line
+
     def wait_statistic(self, name: str, reached: Callable[[int], bool]) -> int:
         deadline = time.monotonic() + WAIT_S
         while not reached(value := self.wire.statistics()[name]):
@@ -88,10 +109,14 @@ class Owner:
         while not self._over:
             self._running.wait(WAIT_S)
             events = self.wire.poll(WAIT_S, 1000)
-            self.wire.send([reply for event in events for reply in self._answers(event)])
+            self.wire.send([reply for event in events for reply in self._all_answers(event)])
             with self._changed:
                 self.events += events
                 self._changed.notify_all()
+
+    def _all_answers(self, event: Event) -> Iterable[Event]:
+        rule = self.rules.get(event[0])
+        return self._answers(event) if rule is None else rule(event)
 
     def _answers(self, event: Event) -> Iterator[Event]:
         match event:
@@ -278,3 +303,50 @@ def read_to_end(connection: socket.socket) -> bytes:
         while chunk := connection.recv(65_536):
             data += chunk
     return data
+
+
+class RawPeer:
+    """A listener that takes connections of a wire and does with them what the test says."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.settimeout(WAIT_S)
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def __enter__(self) -> RawPeer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.close()
+
+    def accept(self) -> tuple[socket.socket, bytes]:
+        """The next connection, and the head of its request."""
+        connection, _ = self.listener.accept()
+        connection.settimeout(WAIT_S)
+        return connection, read_head(connection)
+
+
+def read_head(connection: socket.socket) -> bytes:
+    """Up to and with the next empty line, byte by byte."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = connection.recv(1)
+        assert byte, f"closed after {head!r}"
+        head += byte
+    return head
+
+
+DATA, PING, PONG, BYE = range(4)
+LINK_HEAD = b"GET /etcd-py/link/1 HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: etcd-py-link\r\n\r\n"
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: etcd-py-link\r\n\r\n"
+
+
+def link_frame(kind: int, payload: bytes = b"") -> bytes:
+    """One frame of a link, right or wrong."""
+    return bytes([kind]) + len(payload).to_bytes(4, "big") + payload
+
+
+def free_url() -> str:
+    """An address on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -262,8 +262,10 @@ impl Wire {
             }
         }
         // Without letting go of the interpreter lock: taking it again would cost more than this does.
-        self.shared.brisk.step(commands.len());
-        self.shared.registry.dispatch(commands);
+        if !commands.is_empty() {
+            self.shared.brisk.step(commands.len());
+            self.shared.registry.dispatch(commands);
+        }
         if !frames.is_empty() {
             self.shared.peers.push(frames);
         }

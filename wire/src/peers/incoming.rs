@@ -157,16 +157,17 @@ async fn link(
     let head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {LINK_PROTOCOL}\r\n\r\n"
     );
-    let end = match socket.write_all(head.as_bytes()).await {
+    let (end, mut unsent) = match socket.write_all(head.as_bytes()).await {
         Ok(()) => {
             let mut flow = Flow::new(shared, socket, buffer, owner, id, received);
-            poll_fn(|cx| flow.poll(cx)).await
+            (poll_fn(|cx| flow.poll(cx)).await, flow.answers)
         }
-        Err(_) => End::Lost,
+        Err(_) => (End::Lost, Batch::default()),
     };
     drop(entry);
     let farewell = match &end {
         End::Lost => None,
+        End::Silent => Some((408, format!("nothing came for {:?}", shared.settings.link_timeout))),
         End::Closed => Some((503, "the member has stopped".to_owned())),
         End::Refused(status, text) => Some((*status, text.clone())),
         End::Wrong(text) => Some((400, text.clone())),
@@ -175,10 +176,10 @@ async fn link(
         cancel();
     }
     if let Some((status, text)) = farewell {
-        let mut batch = Batch::default();
-        batch.add_control(kind::BYE, &frame::bye(status, &text));
-        let writing =
-            async { while !batch.is_empty() && poll_fn(|cx| batch.poll_write(cx, socket)).await.is_ok() {} };
+        unsent.add_control(kind::BYE, &frame::bye(status, &text));
+        let writing = async {
+            while !unsent.is_empty() && poll_fn(|cx| unsent.poll_write(cx, socket)).await.is_ok() {}
+        };
         let _ = tokio::time::timeout(LINGER, writing).await;
     }
     None
@@ -198,8 +199,10 @@ impl Drop for Entry<'_> {
 
 /// How an accepted link ended.
 enum End {
-    /// The peer has closed it, or is silent.
+    /// The peer has closed it.
     Lost,
+    /// The peer has sent nothing for `link_timeout`.
+    Silent,
     /// The wire closes.
     Closed,
     /// The owner wants no more of it.
@@ -280,6 +283,7 @@ impl<'a> Flow<'a> {
                 self.answers.add_control(kind::PONG, &0u64.to_be_bytes());
             }
         }
+        let was_held_up = self.is_held_up();
         while !self.answers.is_empty() {
             match self.answers.poll_write(cx, self.socket) {
                 Poll::Pending => break,
@@ -289,13 +293,22 @@ impl<'a> Flow<'a> {
                 Poll::Ready(Err(_)) => return Poll::Ready(End::Lost),
             }
         }
+        if was_held_up && !self.is_held_up() {
+            // Nothing else would make it read again.
+            cx.waker().wake_by_ref();
+        }
         self.wait(cx, now, is_deaf)
+    }
+
+    /// True while nothing is read because the peer does not take our answers.
+    fn is_held_up(&self) -> bool {
+        self.answers.bytes() > Self::MAX_ANSWER_BYTES
     }
 
     fn wait(&mut self, cx: &mut Context<'_>, now: Instant, is_deaf: bool) -> Poll<End> {
         let silent = self.alive + self.shared.settings.link_timeout;
         if silent <= now {
-            return Poll::Ready(End::Lost);
+            return Poll::Ready(End::Silent);
         }
         // A timer that rings early is set anew then; this spares setting it for each read.
         let next = if is_deaf { silent.min(self.next_sign.max(now)) } else { silent };
@@ -315,7 +328,7 @@ impl<'a> Flow<'a> {
             return Poll::Ready(End::Wrong(text));
         }
         loop {
-            if self.shared.inbox.is_full() || self.answers.bytes() > Self::MAX_ANSWER_BYTES {
+            if self.shared.inbox.is_full() || self.is_held_up() {
                 return Poll::Pending;
             }
             if turn_bytes >= Self::MAX_TURN_BYTES {

@@ -225,7 +225,9 @@ impl Outgoing {
         self.statistics.is_up.store(true, Ordering::Relaxed);
         let link = self.number;
         shared.inbox.push_all(&mut vec![Event::LinkUp { link, url: Arc::clone(url) }]);
+        let early_bytes = rest.len();
         let mut flow = Flow::new(self, shared, &mut socket, rest, generation);
+        flow.count_received(early_bytes);
         let ended = poll_fn(|cx| flow.poll(cx)).await;
         let mut batch = flow.batch;
         {
@@ -398,6 +400,10 @@ impl<'a> Flow<'a> {
     fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<End> {
         let mut chunk = [0; 1024];
         loop {
+            // What came together with the acceptance is there already.
+            if let Err(end) = self.take_frames(now) {
+                return Poll::Ready(end);
+            }
             let mut buf = ReadBuf::new(&mut chunk);
             match Pin::new(&mut *self.socket).poll_read(cx, &mut buf) {
                 Poll::Pending => return Poll::Pending,
@@ -407,21 +413,25 @@ impl<'a> Flow<'a> {
                 }
                 Poll::Ready(Ok(())) => {
                     self.alive = now;
-                    let statistics = &self.link.statistics;
-                    statistics.received_bytes.fetch_add(buf.filled().len() as u64, Ordering::Relaxed);
+                    self.count_received(buf.filled().len());
                     self.decoder.space().extend_from_slice(buf.filled());
                 }
             }
-            loop {
-                match self.decoder.next() {
-                    Ok(None) => break,
-                    Ok(Some(Received::Pong(stamp))) => self.measure(stamp, now),
-                    Ok(Some(Received::Bye { status, text })) => return Poll::Ready(End::Bye(status, text)),
-                    Ok(Some(_)) => {
-                        return Poll::Ready(End::Lost("the peer sent what only we may send".to_owned()));
-                    }
-                    Err(text) => return Poll::Ready(End::Lost(format!("the peer sent {text}"))),
-                }
+        }
+    }
+
+    fn count_received(&self, bytes: usize) {
+        self.link.statistics.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn take_frames(&mut self, now: Instant) -> Result<(), End> {
+        loop {
+            match self.decoder.next() {
+                Ok(None) => return Ok(()),
+                Ok(Some(Received::Pong(stamp))) => self.measure(stamp, now),
+                Ok(Some(Received::Bye { status, text })) => return Err(End::Bye(status, text)),
+                Ok(Some(_)) => return Err(End::Lost("the peer sent what only we may send".to_owned())),
+                Err(text) => return Err(End::Lost(format!("the peer sent {text}"))),
             }
         }
     }

@@ -3,6 +3,7 @@
 //! The file is read by a thread that may block, a few chunks ahead of the socket. Meanwhile the peer's answers are read:
 //! "100 Continue" begins the body, "102 Processing" says that the peer lives, any other is final.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -84,6 +85,12 @@ impl Pulse {
     }
 }
 
+/// Why a body was not written.
+enum Failure {
+    File(String),
+    Connection(String),
+}
+
 async fn converse(
     parcel: &Parcel,
     socket: Socket,
@@ -119,33 +126,34 @@ async fn converse(
     let body = async {
         let fixed = format!("expect: 100-continue\r\nconnection: close\r\ncontent-length: {size}\r\n");
         let request = head::request("POST", FILE_PATH, &address.authority(), &fixed, &parcel.headers);
-        let lost = |error| format!("the connection to {url} was lost: {error}");
+        let lost = |error| Failure::Connection(format!("the connection to {url} was lost: {error}"));
+        let unreadable = |error| Failure::File(format!("cannot read {}: {error}", parcel.path.display()));
         writer.write_all(request.as_bytes()).await.map_err(lost)?;
         // It ends only together with the answer, which then says why.
         let _ = begun.wait_for(|begun| *begun).await;
         let mut chunks = read_ahead(file, size);
         while let Some(chunk) = chunks.recv().await {
-            let mut chunk =
-                chunk.map_err(|error| format!("cannot read {}: {error}", parcel.path.display()))?;
+            let mut chunk = chunk.map_err(unreadable)?;
             while !chunk.is_empty() {
                 writer.write_buf(&mut chunk).await.map_err(lost)?;
                 pulse.beat();
             }
         }
         // Now the answer is all that is waited for.
-        std::future::pending::<Result<(), String>>().await
+        std::future::pending::<Result<Infallible, Failure>>().await
     };
     let mut answer = std::pin::pin!(answer);
     let talking = async {
         match first(answer.as_mut(), body).await {
             First::One(answered) => answered,
-            First::Other(failed) => {
+            First::Other(Err(Failure::Connection(text))) => {
                 // A peer that refused in the middle has perhaps said why before it closed.
                 match tokio::time::timeout(LINGER, answer).await {
                     Ok(Err(refused)) if refused.starts_with("refused") => Err(refused),
-                    _ => failed,
+                    _ => Err(text),
                 }
             }
+            First::Other(Err(Failure::File(text))) => Err(text),
         }
     };
     match first(talking, pulse.stopped(timeout)).await {
