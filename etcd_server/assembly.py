@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NoReturn
 
-from etcd_server import bootstrap
+from etcd_server import bootstrap, joining
 from etcd_server.api.proto import rpc_pb2
 from etcd_server.config import Config
 from etcd_server.logs import reopen, to_standard_error
@@ -102,7 +102,10 @@ def run(config: Config) -> int:
         with translated(directory.state_path):
             machine = Machine(database)
         raft_log.check_joins(machine.applied_index)
-        identity, remotes = identify(config, directory, raft_log)
+        identity, remotes = identify(config, directory, raft_log, machine)
+        if machine.members.is_removed(identity.member_id):
+            tell_removed(config, identity)
+            return 0
         engine = build_engine(config, identity, raft_log, machine)
         links = build_links(engine, transport, remotes)
         durations = Durations()
@@ -120,6 +123,7 @@ def run(config: Config) -> int:
             writer=LogWriter(raft_log, transport.post, durations.log_sync.observe),
             keeper=Keeper(directory, reserve, raft_log, transport.post),
             on_ready=lambda: announce(config, engine),
+            on_removed=lambda: tell_removed(config, identity),
             on_reload=reopen,
         )
         loop.catch_signals()
@@ -164,21 +168,23 @@ def listen(transport: Transport, config: Config) -> None:
 
 
 def identify(
-    config: Config, directory: DataDirectory, raft_log: RaftLog
+    config: Config, directory: DataDirectory, raft_log: RaftLog, machine: Machine
 ) -> tuple[bootstrap.Identity, tuple[rpc_pb2.Member, ...]]:
     """Who this member is, and the members of the cluster that it joins. The first members are given their
-    first entries, then their identity; killed in between, they are given the same ones again. Raises
-    BootstrapError, StorageError."""
+    first entries, then their identity; killed in between, they are given the same ones again. A member that
+    joins asks for the others until it knows them from the log. Raises BootstrapError, StorageError."""
     identity = bootstrap.read_identity(directory.path)
     remotes: tuple[rpc_pb2.Member, ...] = ()
-    if identity is not None:
-        return identity, remotes
     if config.initial_cluster_state == "existing":
-        joining = bootstrap.join(config, lambda url: None)
-        identity, remotes = joining.identity, joining.remotes
+        if identity is not None and knows_itself(machine, identity.member_id):
+            return identity, remotes
+        identity, remotes = joining.join(config, identity)
+    elif identity is not None:
+        return identity, remotes
     else:
         first = bootstrap.first_entries(config)
         identity = first.identity
+        joining.refuse_second_beginning(config, identity)
         if raft_log.last_index() == 0:
             raft_log.append(HardState(term=1, vote=0, commit=len(first.entries)), first.entries)
     try:
@@ -186,6 +192,11 @@ def identify(
     except OSError as error:
         raise DiskFailed(f"{directory.path / bootstrap.IDENTITY_FILE}: {error.strerror}") from error
     return identity, remotes
+
+
+def knows_itself(machine: Machine, member_id: int) -> bool:
+    """Whether the state tells what became of this member."""
+    return machine.members.get(member_id) is not None or machine.members.is_removed(member_id)
 
 
 def build_engine(config: Config, identity: bootstrap.Identity, raft_log: RaftLog, machine: Machine) -> Engine:
@@ -222,6 +233,18 @@ def build_links(engine: Engine, transport: Transport, remotes: Iterable[rpc_pb2.
     links = Links(transport, own, engine.machine, remotes)
     transport.links = links
     return links
+
+
+def tell_removed(config: Config, identity: bootstrap.Identity) -> None:
+    """Say why the member ends."""
+    text = (
+        f"member {identity.member_id:x} has been permanently removed from cluster {identity.cluster_id:x}; "
+        f"its data in {config.data_dir} cannot be used again: to come back it is added anew and starts with "
+        "an empty directory"
+    )
+    log.error(text)
+    if not to_standard_error(config.log_outputs):
+        print(f"etcd-py: {text}", file=sys.stderr, flush=True)
 
 
 def announce(config: Config, engine: Engine) -> None:

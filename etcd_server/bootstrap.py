@@ -5,13 +5,12 @@ server/etcdserver/api/membership/cluster.go). Afterwards the membership is in th
 itself by the file `identity` in its data directory: flags that would compute another id have no effect
 then, as in etcd, which keeps the ids in the head of its log.
 
-A member that joins a running cluster asks its members instead (`join`).
+A member that joins a running cluster asks its members instead (`joining.py`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,25 +132,6 @@ def _check_advertised(config: Config, own: tuple[str, ...]) -> None:
             f"--initial-advertise-peer-urls has {','.join(missing)} but missing from "
             f"--initial-cluster={config.initial_cluster}"
         )
-
-
-Fetch = Callable[[str], "list[rpc_pb2.Member] | None"]
-"""Asks a peer URL for the members of its cluster; None when it does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Joining:
-    """Who a member is that joins a running cluster, and whom it finds there."""
-
-    identity: Identity
-    remotes: tuple[rpc_pb2.Member, ...]
-
-
-def join(config: Config, fetch: Fetch) -> Joining:
-    """The place in a running cluster of a member that was added to it. Raises BootstrapError."""
-    raise BootstrapError(
-        "--initial-cluster-state existing: joining a cluster is not supported by this version yet"
-    )
 
 
 def is_new(data_dir: str | os.PathLike[str]) -> bool:

@@ -58,6 +58,7 @@ class Loop:
         writer: LogWriter,
         keeper: Keeper,
         on_ready: Callable[[], None],
+        on_removed: Callable[[], None],
         on_reload: Callable[[], None],
     ) -> None:
         self._engine = engine
@@ -68,6 +69,7 @@ class Loop:
         self._writer = writer
         self._keeper = keeper
         self._on_ready = on_ready
+        self._on_removed = on_removed
         self._on_reload = on_reload
         self._systemd = Systemd()
         self._full: set[str] = set()
@@ -75,6 +77,7 @@ class Loop:
         self._rest_is_short = False
         self._is_ready = False
         self._observed_s = 0.0
+        self._removed_s: float | None = None
         self._tick_s = engine.settings.heartbeat_interval_s
         self._last_tick_s = 0.0
 
@@ -112,6 +115,9 @@ class Loop:
                 self._on_ready()
             if batch.ticks:
                 self._look_around(now)
+                if self._is_to_leave(now):
+                    self._on_removed()
+                    return self._stop()
 
     def _gather(self, wait_s: float) -> tuple[Batch, float]:
         """Wait for something to do: the turn's batch, and its time."""
@@ -138,6 +144,17 @@ class Loop:
             self._links.observe()
             if not self._transport.is_serving:
                 self._systemd.extend_timeout(PATIENCE_S)
+
+    def _is_to_leave(self, now: float) -> bool:
+        """Whether the member has been removed from the cluster, and has had a while to let that be known
+        (etcd waits for a second, too: server/etcdserver/server.go)."""
+        engine, links = self._engine, self._links
+        if self._removed_s is None:
+            is_removed = engine.machine.members.is_removed(engine.settings.member_id)
+            if not is_removed and not links.is_removed:
+                return False
+            self._removed_s = now
+        return now - self._removed_s >= FAREWELL_S
 
     def _take(self, news: object, batch: Batch) -> None:
         match news:

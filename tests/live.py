@@ -171,8 +171,11 @@ class LiveServer(EtcdPy):
         flags: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         data_dir: Path | None = None,
+        name: str = "m1",
     ) -> None:
-        super().__init__(folder, flags=[*flags, *(("--data-dir", str(data_dir)) if data_dir else ())])
+        super().__init__(
+            folder, name=name, flags=[*flags, *(("--data-dir", str(data_dir)) if data_dir else ())]
+        )
         if data_dir is not None:
             self.data_dir = data_dir
         self._environment = {**os.environ, **environment} if environment else None

@@ -155,8 +155,8 @@ class Links:
         self._connected: list[tuple[int, bool]] = []
         self.received_bytes: dict[int, int] = {}
         self.received_failures: dict[int, int] = {}
-        self.removal: str | None = None
-        """Set when another member has said that this one was removed."""
+        self.is_removed = False
+        """Another member has said that this one was removed."""
 
     # --- the membership -------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class Links:
             self._connected.append((link.member_id, False))
         peer = {"peer-id": f"{link.member_id:x}", "error": reason}
         if f"status {GONE}:" in reason:
-            self.removal = "the member has been permanently removed from the cluster"
+            self.is_removed = True
         log.warning("peer became inactive (message send to peer failed)", extra=peer)
 
     def frames(self, effects: Effects) -> Iterator[tuple[int, bytes]]:
