@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NoReturn
 
-from etcd_server import bootstrap, joining
+from etcd_server import bootstrap, joining, recovery
 from etcd_server.api.proto import rpc_pb2
 from etcd_server.config import Config
 from etcd_server.logs import reopen, to_standard_error
@@ -67,6 +67,7 @@ def settings_of(config: Config, member_id: int, cluster_id: int) -> Settings:
         auto_compaction_mode=config.auto_compaction_mode,
         auto_compaction_retention=config.auto_compaction_retention,
         progress_notify_interval_s=config.watch_progress_notify_interval_s,
+        strict_reconfig_check=config.strict_reconfig_check,
     )
 
 
@@ -102,10 +103,14 @@ def run(config: Config) -> int:
         with translated(directory.state_path):
             machine = Machine(database)
         raft_log.check_joins(machine.applied_index)
+        if config.force_new_cluster:
+            recovery.refuse_new(directory.path)
         identity, remotes = identify(config, directory, raft_log, machine)
         if machine.members.is_removed(identity.member_id):
             tell_removed(config, identity)
             return 0
+        if config.force_new_cluster:
+            recovery.leave_alone(identity, raft_log, machine)
         engine = build_engine(config, identity, raft_log, machine)
         links = build_links(engine, transport, remotes)
         durations = Durations()

@@ -55,6 +55,8 @@ class Config:
     heartbeat_interval_ms: int
     election_timeout_ms: int
     pre_vote: bool
+    strict_reconfig_check: bool
+    force_new_cluster: bool
     snapshot_count: int
     snapshot_catchup_entries: int
     quota_backend_bytes: int

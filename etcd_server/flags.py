@@ -176,6 +176,15 @@ GROUPS: Final[dict[str, tuple[Flag, ...]]] = {
             "Ask before standing for election, so that a member that was cut off does not disturb the "
             "others.",
         ),
+        _switch(
+            "strict-reconfig-check", "true", "Refuse changes of the membership that would lose the quorum."
+        ),
+        _switch(
+            "force-new-cluster",
+            "false",
+            "Make this member a cluster of its own, with its data: recovery from the loss of a quorum. For "
+            "one start only.",
+        ),
         _text(
             "auto-compaction-mode",
             "periodic",
@@ -266,7 +275,6 @@ GROUPS: Final[dict[str, tuple[Flag, ...]]] = {
         _text("experimental-enable-v2v3", "", "Prefix of v3 keys that the v2 API shows.", LATER),
         _text("wal-dir", "", "Directory of the log, apart from the data.", LATER),
         _switch("unsafe-no-fsync", "false", "Do not wait for the disk. Loses data.", LATER),
-        _switch("force-new-cluster", "false", "Make this member a cluster of its own, with its data.", LATER),
         _switch("enable-log-rotation", "false", "Rotate the log file.", LATER),
         _text("discovery", "", "URL of a v2 discovery service.", LATER),
         _text("discovery-proxy", "", "HTTP proxy on the way to the v2 discovery service.", LATER),
@@ -277,12 +285,6 @@ GROUPS: Final[dict[str, tuple[Flag, ...]]] = {
         _text("proxy", "off", "Be a v2 proxy.", LATER),
     ),
     "Accepted without effect": (
-        _switch(
-            "strict-reconfig-check",
-            "true",
-            "Refuse changes of the membership that would lose the quorum.",
-            IGNORED,
-        ),
         _switch("initial-election-tick-advance", "true", "Shorten the first election.", IGNORED),
         _count("max-learners", "1", "Largest number of learners.", IGNORED),
         _count("max-snapshots", "5", "Number of snapshot files to keep; there are none.", IGNORED),

@@ -33,7 +33,7 @@ class Eagle(LiveServer):
         self.set_flag("--initial-cluster", ",".join(named))
 
     def set_flag(self, name: str, value: str) -> None:
-        self._command += [name, value]
+        self._command.append(f"{name}={value}")
 
     def members(self) -> dict[str, dict[str, Any]]:
         """The v2 list of members, by the first peer URL."""
@@ -80,6 +80,7 @@ _started: list[Eagle] = []
 
 
 def start(server: Eagle, *, ready: bool = True) -> Eagle:
+    """Start a member; it is ended with the test."""
     _started.append(server)
     if ready:
         server.start(LIMIT_S)
@@ -185,7 +186,9 @@ def test_starts_that_are_refused(folder: Path) -> None:
     data = second.data_dir
     data.rename(folder / "kept")
     assert 'has been started before, as "second"' in refusal(second)
-    (folder / "second.data").exists()
+    (folder / "second.data").rename(folder / "emptied")
+    (folder / "kept").rename(data)
+    start(second)
 
 
 def test_one_who_starts_with_another_token_is_not_let_in(folder: Path) -> None:
@@ -198,3 +201,38 @@ def test_one_who_starts_with_another_token_is_not_let_in(folder: Path) -> None:
     assert list(first.members()) == [first.peer_url]
     first.put(b"k", b"v")
     assert json.loads(requests.get(f"{first.url}/health", timeout=LIMIT_S).text)["health"] == "true"
+
+
+@pytest.mark.timeout(120)
+def test_a_quorum_that_is_lost_for_good(folder: Path) -> None:
+    first = start(Eagle(folder, "first", "new"))
+    second = Eagle(folder, "second", "existing", (first,))
+    second_id = first.add_when_healthy(second.peer_url)["id"]
+    start(second)
+    for number in range(100):
+        first.put(b"k%d" % number, b"v")
+    second.kill()
+    first.stop()
+
+    missing = Eagle(folder, "missing", "new")
+    missing.set_flag("--force-new-cluster", "true")
+    refused = missing.run_to_the_end()
+    assert refused.returncode == 1
+    assert_one_line(refused.stderr, "--force-new-cluster: .* holds no member's data")
+
+    first.set_flag("--force-new-cluster", "true")
+    start(first)
+    assert list(first.members()) == [first.peer_url]
+    with first.calls() as calls:
+        assert len(calls.everything().kvs) == 100
+    first.put(b"k", b"alone")
+    assert first.stop() == 0
+    first.set_flag("--force-new-cluster", "false")
+    start(first)
+    assert first.key(b"k") == b"alone"
+    # The other one comes back, and is told.
+    start(second, ready=False)
+    assert second.wait_for_exit(LIMIT_S) == 0
+    assert f"member {second_id} has been permanently removed" in second.output
+    assert first.stop() == 0
+    assert first.verify().returncode == 0

@@ -51,6 +51,8 @@ def test_defaults_are_those_of_etcd() -> None:
         heartbeat_interval_ms=100,
         election_timeout_ms=1000,
         pre_vote=True,
+        strict_reconfig_check=True,
+        force_new_cluster=False,
         snapshot_count=10_000,
         snapshot_catchup_entries=5_000,
         quota_backend_bytes=0,
