@@ -31,12 +31,12 @@ HEADERS = [("x-etcd-member-id", "8e9e05c52164694d"), ("x-index", "12345")]
 
 
 class Receiver(Owner):
-    """Writes what it is sent to `target` and answers 200."""
+    """Writes what it is sent to `file` and answers 200."""
 
-    def __init__(self, target: Path, **settings: float) -> None:
+    def __init__(self, file: Path, **settings: float) -> None:
         super().__init__(**settings)
-        self.target = target
-        self.rules[_wire.FILE_ASKED] = lambda event: [(_wire.FILE_ACCEPT, event[1], str(target))]
+        self.file = file
+        self.rules[_wire.FILE_ASKED] = lambda event: [(_wire.FILE_ACCEPT, event[1], str(file))]
         self.rules[_wire.FILE_RECEIVED] = lambda event: [(_wire.FILE_DONE, event[1], 200, "")]
 
 
@@ -88,16 +88,16 @@ def test_a_file_arrives_whole(near: Owner, far: Receiver, tmp_path: Path, size: 
     assert (listener, peer.split(":")[0]) == ("clients", "127.0.0.1")
     received = far.wait_kind(_wire.FILE_RECEIVED)
     sha256 = hashlib.sha256(content).hexdigest()
-    assert received == (_wire.FILE_RECEIVED, file_id, str(far.target), size, sha256)
-    assert far.target.read_bytes() == content
-    assert far.target.stat().st_mode & 0o777 == 0o600
+    assert received == (_wire.FILE_RECEIVED, file_id, str(far.file), size, sha256)
+    assert far.file.read_bytes() == content
+    assert far.file.stat().st_mode & 0o777 == 0o600
 
 
 def test_an_older_file_is_replaced(near: Owner, far: Receiver, source: Path) -> None:
-    far.target.write_bytes(bytes(5_000_000))
+    far.file.write_bytes(bytes(5_000_000))
     near.wire.send_file(FILE, [far.url], str(source), [])
     assert sent(near) == ""
-    assert far.target.read_bytes() == source.read_bytes()
+    assert far.file.read_bytes() == source.read_bytes()
 
 
 def test_one_file_at_a_time_for_a_number(near: Owner, far: Receiver, source: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_refused_file_is_not_read(near: Owner, far: Receiver, source: Path) ->
     far.rules[_wire.FILE_ASKED] = lambda event: [(_wire.FILE_REFUSE, event[1], 409, "not wanted: é")]
     near.wire.send_file(FILE, [far.url], str(source), [])
     assert sent(near) == f"refused by {far.url} with status 409: not wanted: é"
-    assert not far.target.exists()
+    assert not far.file.exists()
     far.wait_statistic("connections_open", lambda value: value == 0)
     assert not [event for event in far.events if event[0] != _wire.FILE_ASKED]
 
@@ -165,12 +165,12 @@ def test_a_file_can_be_refused_while_it_comes(near: Owner, far: Receiver, tmp_pa
     near.wire.send_file(FILE, [far.url], str(tmp_path / "large"), [])
     asked = far.wait_kind(_wire.FILE_ASKED)
     deadline = time.monotonic() + WAIT_S
-    while not (far.target.exists() and far.target.stat().st_size):
+    while not (far.file.exists() and far.file.stat().st_size):
         assert time.monotonic() < deadline
         time.sleep(0.001)
     far.wire.send([(_wire.FILE_REFUSE, asked[1], 410, "no longer wanted")])
     assert sent(near) == f"refused by {far.url} with status 410: no longer wanted"
-    wait_gone(far.target)
+    wait_gone(far.file)
     assert not [event for event in far.events if event[0] != _wire.FILE_ASKED]
 
 
@@ -198,7 +198,7 @@ def test_a_file_that_becomes_shorter_fails(near: Owner, far: Receiver, source: P
     far.wire.send(list(rule(asked)))
     assert sent(near) == f"cannot read {source}: it has become shorter"
     assert far.wait_kind(_wire.FILE_FAILED)[2].startswith("the connection was closed ")
-    assert not far.target.exists()
+    assert not far.file.exists()
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_half_a_file_is_removed(far: Receiver, part: int, reset: bool) -> None:
     client.close()
     text = far.wait_kind(_wire.FILE_FAILED, file_id)[2]
     assert text.startswith("the connection was ")
-    assert not far.target.exists()
+    assert not far.file.exists()
 
 
 def test_a_sender_that_falls_silent(far: Receiver) -> None:
@@ -310,7 +310,7 @@ def test_a_sender_that_falls_silent(far: Receiver) -> None:
         client.sendall(bytes(1000))
         text = "the sender has been silent for 400ms"
         assert far.wait_kind(_wire.FILE_FAILED, file_id)[2] == text
-        assert not far.target.exists()
+        assert not far.file.exists()
         assert read_to_end(client).endswith(text.encode())
 
 
@@ -344,7 +344,7 @@ def test_a_sender_that_goes_at_the_end_changes_nothing(far: Receiver) -> None:
     client.close()
     far.wait_statistic("connections_open", lambda value: value == 0)
     far.wire.send([(_wire.FILE_DONE, file_id, 200, "")])
-    assert far.target.read_bytes() == b"whole"
+    assert far.file.read_bytes() == b"whole"
 
 
 def test_an_owner_that_does_not_answer_refuses(tmp_path: Path) -> None:
@@ -368,4 +368,4 @@ def test_closing_removes_half_a_file(tmp_path: Path) -> None:
         far.close(grace_s=WAIT_S)
         assert time.monotonic() - begun < WAIT_S / 2
         assert b"the member is stopping" in read_to_end(client)
-    assert not far.target.exists()
+    assert not far.file.exists()

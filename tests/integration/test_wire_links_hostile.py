@@ -26,6 +26,7 @@ from tests.integration.wire_support import (
     free_url,
     link_frame,
     owner,
+    read_exactly,
     read_head,
     read_to_end,
 )
@@ -199,7 +200,20 @@ def test_pings_are_answered_with_their_stamp(served: Owner) -> None:
     client, _ = open_link(served)
     with client:
         client.sendall(link_frame(PING, STAMP) + link_frame(DATA, b"x") + link_frame(PING, bytes(8)))
-        assert frames_of(client.recv(26, socket.MSG_WAITALL)) == [(PONG, STAMP), (PONG, bytes(8))]
+        assert frames_of(read_exactly(client, 26)) == [(PONG, STAMP), (PONG, bytes(8))]
+
+
+def test_a_flood_of_pings_is_answered(served: Owner) -> None:
+    client, _ = open_link(served)
+    pings = link_frame(PING, STAMP) * 200_000
+    with client:
+        sender = threading.Thread(target=client.sendall, args=(pings,), name="flood")
+        begun = time.monotonic()
+        sender.start()
+        answers = read_exactly(client, len(pings))
+        sender.join(WAIT_S)
+        assert answers == link_frame(PONG, STAMP) * 200_000
+        assert time.monotonic() - begun < 5 * TIMEOUT_S
 
 
 @pytest.mark.parametrize(
@@ -425,7 +439,7 @@ def test_what_was_not_written_whole_is_sent_again() -> None:
         connection.sendall(SWITCHING)
         near.wait_kind(_wire.LINK_UP)
         near.wire.send([(_wire.FRAME_OUT, LINK, frame, False) for frame in frames])
-        connection.recv(100_000, socket.MSG_WAITALL)
+        read_exactly(connection, 100_000)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
         connection, _ = peer.accept()

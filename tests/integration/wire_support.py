@@ -326,6 +326,16 @@ class RawPeer:
         return connection, read_head(connection)
 
 
+def read_exactly(connection: socket.socket, size: int) -> bytes:
+    """So many bytes. (With a time-out set, MSG_WAITALL does not wait for all.)"""
+    data = bytearray()
+    while len(data) < size:
+        chunk = connection.recv(size - len(data))
+        assert chunk, f"closed after {len(data)} of {size} bytes"
+        data += chunk
+    return bytes(data)
+
+
 def read_head(connection: socket.socket) -> bytes:
     """Up to and with the next empty line, byte by byte."""
     head = b""

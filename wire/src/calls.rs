@@ -44,7 +44,6 @@ pub struct Calls {
     held_bytes: usize,
     /// Streams that were sent something whose gauge is to be looked at, and streams paused.
     watched: Vec<u32>,
-    sent_anything: bool,
     stale: bool,
     released_bytes: usize,
     received_bytes: u64,
@@ -68,7 +67,6 @@ impl Calls {
             unsent: Arc::new(Gauge::default()),
             held_bytes: 0,
             watched: Vec::new(),
-            sent_anything: false,
             stale: false,
             released_bytes: 0,
             received_bytes: 0,
@@ -95,11 +93,6 @@ impl Calls {
     /// `h2` has been driven: it knows of all window given back.
     pub fn driven(&mut self) {
         self.released_bytes = 0;
-    }
-
-    /// True when headers or data have been sent since this was last asked.
-    pub fn take_sent(&mut self) -> bool {
-        std::mem::take(&mut self.sent_anything)
     }
 
     /// Hands the events gathered to the inbox, and the counts to the counters.
@@ -432,7 +425,6 @@ impl Calls {
     /// Gives one answer of the owner to `h2`.
     pub fn apply(&mut self, number: u32, command: Command) {
         let Some(stream) = self.streams.get_mut(&number) else { return };
-        self.sent_anything = true;
         let is_grpc = matches!(stream.role, Role::Grpc { .. });
         let over = match command {
             Command::Reply { message } if is_grpc => {

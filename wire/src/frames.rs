@@ -171,6 +171,41 @@ pub fn protocol_of(first: &[u8]) -> Protocol {
     Protocol::Http1
 }
 
+/// Looks at the frames that this side sends, for one thing: whether headers or data are among them.
+#[derive(Default)]
+pub struct SentScanner {
+    header: [u8; HEADER_BYTES],
+    have: usize,
+    skip: usize,
+    payload: bool,
+}
+
+impl SentScanner {
+    /// Looks at the next bytes that are sent.
+    pub fn scan(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let step = (HEADER_BYTES - self.have).min(bytes.len());
+            self.header[self.have..self.have + step].copy_from_slice(&bytes[..step]);
+            self.have += step;
+            bytes = &bytes[step..];
+            if self.have == HEADER_BYTES {
+                self.have = 0;
+                let [l0, l1, l2, kind, ..] = self.header;
+                self.skip = usize::from(l0) << 16 | usize::from(l1) << 8 | usize::from(l2);
+                self.payload |= matches!(kind, kind::HEADERS | kind::CONTINUATION | kind::DATA);
+            }
+        }
+    }
+
+    /// True when headers or data have been sent since this was last asked.
+    pub fn take_payload(&mut self) -> bool {
+        std::mem::take(&mut self.payload)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,5 +293,25 @@ mod tests {
         assert_eq!(frame[..9], [0, 0, 22, 7, 0, 0, 0, 0, 0]);
         assert_eq!(frame[9..17], [0, 0, 0, 5, 0, 0, 0, 11]);
         assert_eq!(&frame[17..], b"too_many_pings");
+    }
+
+    #[test]
+    fn what_is_sent_is_payload_or_not_wherever_it_is_cut() {
+        let frame = |kind: u8, length: u8| {
+            let mut frame = vec![0, 0, length, kind, 0, 0, 0, 0, 1];
+            frame.resize(HEADER_BYTES + usize::from(length), kind::DATA);
+            frame
+        };
+        let control = [frame(kind::PING, 8), frame(4, 0), frame(8, 4)].concat();
+        let answer = [frame(kind::HEADERS, 3), frame(kind::DATA, 200), frame(kind::HEADERS, 1)].concat();
+        for size in 1..20 {
+            let mut scanner = SentScanner::default();
+            control.chunks(size).for_each(|chunk| scanner.scan(chunk));
+            assert!(!scanner.take_payload(), "cut at {size}");
+            answer.chunks(size).for_each(|chunk| scanner.scan(chunk));
+            assert!(scanner.take_payload(), "cut at {size}");
+            control.chunks(size).for_each(|chunk| scanner.scan(chunk));
+            assert!(!scanner.take_payload(), "cut at {size}");
+        }
     }
 }

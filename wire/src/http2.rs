@@ -130,9 +130,6 @@ impl Http2 {
             }
         }
         self.calls.settle();
-        if self.calls.take_sent() {
-            self.ping_policy.forgive();
-        }
         Poll::Pending
     }
 
@@ -172,6 +169,10 @@ impl Http2 {
         if self.header_deadline.is_some_and(|deadline| deadline <= now) {
             self.go_away(Some((Reason::ENHANCE_YOUR_CALM, b"headers_too_slow")));
             return Poll::Ready(());
+        }
+        // A client measures the round trip of each piece of an answer by a ping, a large answer has many.
+        if self.pipe.take_sent_payload() {
+            self.ping_policy.forgive();
         }
         for _ in 0..look.seen.pings {
             if !self.ping_policy.allows(now, self.calls.any()) {

@@ -15,7 +15,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::authority::AuthorityFilter;
-use crate::frames::{FrameScanner, Seen};
+use crate::frames::{FrameScanner, Seen, SentScanner};
 use crate::settings::SharedRef;
 use crate::socket::Socket;
 
@@ -28,6 +28,7 @@ struct State {
     /// For HTTP/2 on a unix socket.
     filter: Option<AuthorityFilter>,
     out: BytesMut,
+    sent: SentScanner,
     /// The library wanted to write and could not: it may be within a frame.
     refused_write: bool,
     received: bool,
@@ -71,6 +72,7 @@ impl Pipe {
             scanner: http2.then(FrameScanner::default),
             filter,
             out: BytesMut::new(),
+            sent: SentScanner::default(),
             refused_write: false,
             received: false,
             turn_bytes: 0,
@@ -113,6 +115,11 @@ impl Pipe {
             in_headers: scanner.in_headers() || held_back,
             received,
         }
+    }
+
+    /// True when `h2` has written headers or data since this was last asked.
+    pub fn take_sent_payload(&self) -> bool {
+        self.lock().sent.take_payload()
     }
 
     /// Writes what has been gathered. True when the library had to wait and now need not: drive it again.
@@ -256,6 +263,7 @@ impl AsyncWrite for PipeEnd {
                 return Poll::Pending;
             }
         }
+        state.sent.scan(buf);
         state.out.extend_from_slice(buf);
         Poll::Ready(Ok(buf.len()))
     }

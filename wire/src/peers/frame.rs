@@ -71,6 +71,11 @@ impl Decoder {
         &mut self.buffer
     }
 
+    /// Bytes that are not a whole frame yet, or have not been looked at.
+    pub fn held_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// The next whole frame; the error says what is wrong with the bytes.
     pub fn next(&mut self) -> Result<Option<Received>, String> {
         let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };

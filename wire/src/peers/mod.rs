@@ -5,9 +5,10 @@
 //! A link asks for an upgrade and becomes frames ([`frame`]); a file is the body of a POST that waits for
 //! "100 Continue". While a request waits for its answer, "102 Processing" says that the peer still lives.
 //!
-//! The side that connects is [`outgoing`] and [`send`]; the side that is connected to is [`incoming`] and [`receive`].
+//! The side that connects is [`outgoing`] with [`flow`], and [`send`]; the side that is connected to is [`incoming`] and [`receive`].
 
 mod batch;
+mod flow;
 mod frame;
 pub mod head;
 mod incoming;
