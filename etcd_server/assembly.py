@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NoReturn
 
-from etcd_server import bootstrap, joining, recovery
+from etcd_server import bootstrap, joining
 from etcd_server.api.proto import rpc_pb2
 from etcd_server.config import Config
+from etcd_server.exchange import Exchange
 from etcd_server.logs import reopen, to_standard_error
 from etcd_server.machine.apply import Machine
 from etcd_server.raft.messages import HardState
@@ -29,6 +30,7 @@ from etcd_server.services.engine import METHODS, Engine
 from etcd_server.storage.database import StateDatabase
 from etcd_server.storage.datadir import DataDirectory
 from etcd_server.storage.errors import DiskFailed, StorageError, translated
+from etcd_server.storage.install import Installation, recover
 from etcd_server.storage.raftlog import RaftLog
 from etcd_server.storage.reserve import Reserve
 from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
@@ -36,9 +38,10 @@ from etcd_server.transport.access import AccessRules
 from etcd_server.transport.http import HttpFront
 from etcd_server.transport.pages import Durations, Pages, timed
 from etcd_server.transport.peers import Greeting, Links
+from etcd_server.transport.snapshot_files import SnapshotFiles
 from etcd_server.transport.wire import CLIENT, MESSAGE_OVERHEAD_BYTES, PEER, Transport
 from etcd_server.version import CLUSTER_VERSION, ETCD_VERSION, VERSION
-from etcd_server.workers import Keeper, LogWriter
+from etcd_server.workers import Courier, Keeper, LogWriter
 
 log = logging.getLogger("etcd_server")
 
@@ -67,7 +70,6 @@ def settings_of(config: Config, member_id: int, cluster_id: int) -> Settings:
         auto_compaction_mode=config.auto_compaction_mode,
         auto_compaction_retention=config.auto_compaction_retention,
         progress_notify_interval_s=config.watch_progress_notify_interval_s,
-        strict_reconfig_check=config.strict_reconfig_check,
     )
 
 
@@ -93,6 +95,8 @@ def run(config: Config) -> int:
         reserve = Reserve.open(directory.reserve_path)
         raft_log = RaftLog.open(directory.raft_log_path)
         stack.callback(raft_log.close)
+        if recover(directory, raft_log, reserve):
+            log.info("completed the installation of a snapshot")
         database = StateDatabase.open(
             directory.state_path,
             STATE_SCHEMA,
@@ -103,30 +107,40 @@ def run(config: Config) -> int:
         with translated(directory.state_path):
             machine = Machine(database)
         raft_log.check_joins(machine.applied_index)
-        if config.force_new_cluster:
-            recovery.refuse_new(directory.path)
         identity, remotes = identify(config, directory, raft_log, machine)
         if machine.members.is_removed(identity.member_id):
             tell_removed(config, identity)
             return 0
-        if config.force_new_cluster:
-            recovery.leave_alone(identity, raft_log, machine)
         engine = build_engine(config, identity, raft_log, machine)
         links = build_links(engine, transport, remotes)
         durations = Durations()
         database.measure = timed(durations.state_commit)
-        pages = Pages(engine, transport, links, durations, VERSION)
+        courier = Courier(directory, transport.post)
+        files = SnapshotFiles(transport, courier, engine, greeting(engine), links.judge)
+        transport.files = files
+        pages = Pages(engine, transport, links, files, durations, VERSION)
         front = HttpFront(
             transport, METHODS, config.max_request_bytes + MESSAGE_OVERHEAD_BYTES, pages, AccessRules()
+        )
+        writer = LogWriter(raft_log, transport.post, durations.log_sync.observe)
+        keeper = Keeper(directory, reserve, raft_log, transport.post)
+        exchange = Exchange(
+            files=files,
+            courier=courier,
+            installation=Installation(directory.state_path, directory.plan_path, raft_log, reserve=reserve),
+            database=database,
+            writer=writer,
+            keeper=keeper,
         )
         loop = Loop(
             engine=engine,
             transport=transport,
             front=front,
             links=links,
+            exchange=exchange,
             database=database,
-            writer=LogWriter(raft_log, transport.post, durations.log_sync.observe),
-            keeper=Keeper(directory, reserve, raft_log, transport.post),
+            writer=writer,
+            keeper=keeper,
             on_ready=lambda: announce(config, engine),
             on_removed=lambda: tell_removed(config, identity),
             on_reload=reopen,
@@ -233,11 +247,15 @@ def build_engine(config: Config, identity: bootstrap.Identity, raft_log: RaftLog
 
 def build_links(engine: Engine, transport: Transport, remotes: Iterable[rpc_pb2.Member]) -> Links:
     """The links to the other members, and from them to here."""
-    settings = engine.settings
-    own = Greeting(settings.cluster_id, settings.member_id, settings.member_id, settings.server_version)
-    links = Links(transport, own, engine.machine, remotes)
+    links = Links(transport, greeting(engine), engine.machine, remotes)
     transport.links = links
     return links
+
+
+def greeting(engine: Engine) -> Greeting:
+    """Who this member says it is."""
+    settings = engine.settings
+    return Greeting(settings.cluster_id, settings.member_id, settings.member_id, settings.server_version)
 
 
 def tell_removed(config: Config, identity: bootstrap.Identity) -> None:

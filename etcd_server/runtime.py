@@ -20,12 +20,14 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from etcd_server.exchange import Exchange
 from etcd_server.services.engine import Engine
 from etcd_server.services.events import Batch, Effects
 from etcd_server.storage.database import StateDatabase
 from etcd_server.systemd import Systemd
 from etcd_server.transport.http import HttpFront
 from etcd_server.transport.peers import Links
+from etcd_server.transport.snapshot_files import Copied, LookedInto
 from etcd_server.transport.wire import Transport
 from etcd_server.workers import DiskState, Durable, Failed, Keeper, LogWriter, Persisted
 
@@ -54,6 +56,7 @@ class Loop:
         transport: Transport,
         front: HttpFront,
         links: Links,
+        exchange: Exchange,
         database: StateDatabase,
         writer: LogWriter,
         keeper: Keeper,
@@ -65,6 +68,7 @@ class Loop:
         self._transport = transport
         self._front = front
         self._links = links
+        self._exchange = exchange
         self._database = database
         self._writer = writer
         self._keeper = keeper
@@ -167,6 +171,8 @@ class Loop:
                 self._take_disk_state(finder, full)
                 batch.disk_full = bool(self._full & {"device", "log"})
                 batch.log_full = "log" in self._full
+            case Copied() | LookedInto():
+                self._exchange.take(news, batch)
             case Failed(error):
                 raise error
 
@@ -180,16 +186,24 @@ class Loop:
 
     def _perform(self, effects: Effects, *, alone: bool = False) -> None:
         self._transport.speak(effects)
-        number = self._writer.append(effects.persist, alone=alone) if effects.persist else 0
+        number = 0
+        if effects.install is not None:
+            self._exchange.install(effects.install, effects)
+        elif effects.persist:
+            number = self._writer.append(effects.persist, alone=alone)
         self._transport.perform(effects)
+        self._exchange.perform(effects)
         if effects.members_changed:
             self._links.follow_members()
+        if effects.checkpoint:
+            self._keeper.checkpoint()
         if effects.cut_log_to:
             self._keeper.cut(effects.cut_log_to)
         if effects.committed:
             self._tend_journal()
-        if number:
-            self._perform(self._engine.handle(Batch(persisted=number), time.monotonic()))
+        if number or effects.install is not None:
+            news = Batch(persisted=number, restored=effects.install is not None)
+            self._perform(self._engine.handle(news, time.monotonic()))
 
     def _tend_journal(self) -> None:
         """The state was committed just now. Copying its journal into the file is the keeper's work; that the
@@ -240,6 +254,7 @@ class Loop:
             self._turn_away(FAREWELL_S / 20)
         transport.close(FAREWELL_S)
         self._writer.close(STOP_GRACE_S)
+        self._exchange.close(STOP_GRACE_S)
         self._keeper.close(STOP_GRACE_S)
         return 0
 

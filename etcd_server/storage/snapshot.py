@@ -85,6 +85,9 @@ def make(
         contents = look_into(target_path, vfs=vfs)
         digest, size_bytes = hashlib.sha256(), 0
         for chunk in files.chunks(target_path):
+            if is_cancelled():
+                remove(target_path, files)
+                return None
             digest.update(chunk)
             size_bytes += len(chunk)
     except BaseException:

@@ -66,6 +66,9 @@ COMPACTION_BUCKETS_MS = _doubling(100, 14)
 """etcd_debugging_mvcc_db_compaction_total_duration_milliseconds."""
 ROUND_TRIP_BUCKETS_S = _doubling(0.0001, 16)
 """etcd_network_peer_round_trip_time_seconds."""
+SNAPSHOT_BUCKETS_S = _doubling(0.1, 10)
+"""etcd_network_snapshot_send_total_duration_seconds, its like for receiving, and
+etcd_snap_db_save_total_duration_seconds."""
 LEASE_TTL_BUCKETS_S = _doubling(1, 24)
 """etcd_debugging_lease_ttl_total."""
 
@@ -439,6 +442,64 @@ class MetricsSnapshot:
         Mapping[tuple[str, ...], HistogramValue] | None,
         Distributions(
             "etcd_network_peer_round_trip_time_seconds", ("To",), "Round trips of the links' pings."
+        ),
+    ] = None
+
+    # Snapshots on their way between members.
+    snapshots_sent: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled("etcd_network_snapshot_send_success", "counter", ("To",), "Snapshots that members took in."),
+    ] = None
+    snapshots_not_sent: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled("etcd_network_snapshot_send_failures", "counter", ("To",), "Snapshots that were not."),
+    ] = None
+    snapshots_being_sent: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled(
+            "etcd_network_snapshot_send_inflights_total",
+            "gauge",
+            ("To",),
+            "Snapshots on their way to members.",
+        ),
+    ] = None
+    snapshot_send_duration: Annotated[
+        Mapping[tuple[str, ...], HistogramValue] | None,
+        Distributions(
+            "etcd_network_snapshot_send_total_duration_seconds", ("To",), "From the copy to the answer."
+        ),
+    ] = None
+    snapshots_received: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled(
+            "etcd_network_snapshot_receive_success", "counter", ("From",), "Snapshots that were taken in."
+        ),
+    ] = None
+    snapshots_not_received: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled(
+            "etcd_network_snapshot_receive_failures", "counter", ("From",), "Snapshots that were of no use."
+        ),
+    ] = None
+    snapshots_being_received: Annotated[
+        Mapping[tuple[str, ...], float] | None,
+        Labelled(
+            "etcd_network_snapshot_receive_inflights_total",
+            "gauge",
+            ("From",),
+            "Snapshots on their way to here.",
+        ),
+    ] = None
+    snapshot_receive_duration: Annotated[
+        Mapping[tuple[str, ...], HistogramValue] | None,
+        Distributions(
+            "etcd_network_snapshot_receive_total_duration_seconds", ("From",), "Until they were in place."
+        ),
+    ] = None
+    snapshot_save_duration: Annotated[
+        HistogramValue | None,
+        Distribution(
+            "etcd_snap_db_save_total_duration_seconds", "Until a received snapshot was on the disk."
         ),
     ] = None
 

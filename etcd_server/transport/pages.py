@@ -21,6 +21,7 @@ from etcd_server.transport.answers import HttpAnswer
 from etcd_server.transport.metrics import DISK_BUCKETS_S, Histogram, Metrics, MetricsSnapshot
 from etcd_server.transport.operations import HealthSnapshot, Read, Versions
 from etcd_server.transport.peers import Links
+from etcd_server.transport.snapshot_files import SnapshotFiles
 from etcd_server.transport.wire import Transport
 
 Respond = Callable[[HttpAnswer], None]
@@ -54,11 +55,18 @@ class Pages:
     """/health, /livez, /readyz, /version, /metrics and the lists of members of one member."""
 
     def __init__(
-        self, engine: Engine, transport: Transport, links: Links, durations: Durations, own_version: str
+        self,
+        engine: Engine,
+        transport: Transport,
+        links: Links,
+        files: SnapshotFiles,
+        durations: Durations,
+        own_version: str,
     ) -> None:
         self._engine = engine
         self._transport = transport
         self._links = links
+        self._files = files
         self._durations = durations
         self._own_version = own_version
         self._metrics = Metrics(self._snapshot)
@@ -150,7 +158,7 @@ class Pages:
         machine, core, counters = engine.machine, engine.core, engine.counters
         watches = engine.hub.statistics()
         wire = transport.statistics()
-        traffic = self._links.traffic()
+        traffic, files = self._links.traffic(), self._files
         return MetricsSnapshot(
             server_version=engine.settings.server_version,
             cluster_version=".".join(machine.cluster_version.split(".")[:2]),
@@ -192,6 +200,16 @@ class Pages:
             leases_renewed=engine.lease.renewed_total,
             leases_revoked=engine.lease.revoked_total,
             leases_expired=engine.lease.expired_total,
+            snapshot_apply_in_progress=files.receiving > 0,
+            snapshots_sent=files.sent_tally.succeeded,
+            snapshots_not_sent=files.sent_tally.failed,
+            snapshots_being_sent=files.sent_tally.under_way,
+            snapshot_send_duration=files.sent_tally.durations(),
+            snapshots_received=files.received_tally.succeeded,
+            snapshots_not_received=files.received_tally.failed,
+            snapshots_being_received=files.received_tally.under_way,
+            snapshot_receive_duration=files.received_tally.durations(),
+            snapshot_save_duration=files.save_duration.value(),
             peers_active=traffic.active,
             peers_disconnected=traffic.disconnected,
             peer_sent=traffic.sent_bytes,

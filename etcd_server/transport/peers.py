@@ -254,13 +254,7 @@ class Links:
         except ValueError as error:
             self._port.refuse_link(link_id, 400, str(error))
             return
-        member_id = greeting.member_id
-        refusal = check(
-            greeting,
-            self._own,
-            is_known=self._is_known(member_id),
-            is_removed=self._machine.members.is_removed(member_id),
-        )
+        member_id, refusal = greeting.member_id, self.judge(greeting)
         if refusal is None:
             self._refused.pop(member_id, None)
             self._incoming[link_id] = member_id
@@ -279,6 +273,15 @@ class Links:
                     "error": refusal.text,
                 },
             )
+
+    def judge(self, greeting: Greeting) -> Refusal | None:
+        """Whether somebody may speak with this member."""
+        return check(
+            greeting,
+            self._own,
+            is_known=self._is_known(greeting.member_id),
+            is_removed=self._machine.members.is_removed(greeting.member_id),
+        )
 
     def frame(self, link_id: int, frame: bytes, batch: Batch) -> None:
         """What another member says."""

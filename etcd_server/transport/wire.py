@@ -31,6 +31,7 @@ from etcd_server.services.events import (
 from etcd_server.transport import _wire
 from etcd_server.transport._wire import Wire, WireError
 from etcd_server.transport.peers import Links
+from etcd_server.transport.snapshot_files import SnapshotFiles
 
 __all__ = ["Transport", "WireError"]
 
@@ -57,6 +58,8 @@ _OF_CLIENTS = frozenset(
         _wire.CANCEL,
     }
 )
+
+_OF_FILES = frozenset({_wire.FILE_SENT, _wire.FILE_ASKED, _wire.FILE_RECEIVED, _wire.FILE_FAILED})
 
 Parse = Callable[[bytes], Message]
 AnswerFunction = Callable[["bytes | EtcdError"], None]
@@ -92,7 +95,8 @@ class Transport:
         """Until this is set, the calls of clients wait: a member that has just started knows no leader yet
         and may be behind."""
         self.links: Links | None = None
-        """Set once, before the first `gather`."""
+        self.files: SnapshotFiles | None = None
+        """Both set once, before the first `gather`."""
         self._held: list[tuple[Any, ...]] = []
         self._replies: list[tuple[Any, ...]] = []
         self.started: dict[str, int] = dict.fromkeys(self._rpcs, 0)
@@ -111,7 +115,7 @@ class Transport:
     def statistics(self) -> dict[str, int]:
         return self._wire.statistics()
 
-    # --- links, for `peers.py` --------------------------------------------------------------------------
+    # --- links and files, for `peers.py` and `snapshot_files.py` ----------------------------------------
 
     def open_link(self, link: int, urls: list[str], hello: list[tuple[str, str]]) -> None:
         self._wire.open_link(link, urls, hello)
@@ -124,6 +128,18 @@ class Transport:
 
     def refuse_link(self, link_id: int, status: int, text: str) -> None:
         self._replies.append((_wire.LINK_REFUSE, link_id, status, text))
+
+    def send_file(self, number: int, urls: list[str], path: str, headers: list[tuple[str, str]]) -> None:
+        self._wire.send_file(number, urls, path, headers)
+
+    def accept_file(self, file_id: int, path: str) -> None:
+        self._replies.append((_wire.FILE_ACCEPT, file_id, path))
+
+    def refuse_file(self, file_id: int, status: int, text: str) -> None:
+        self._replies.append((_wire.FILE_REFUSE, file_id, status, text))
+
+    def finish_file(self, file_id: int, status: int, text: str) -> None:
+        self._replies.append((_wire.FILE_DONE, file_id, status, text))
 
     def link_statistics(self) -> Mapping[int, tuple[bool, int, int, int, int, float | None]]:
         return self._wire.link_statistics()
@@ -184,12 +200,16 @@ class Transport:
                 http.append(event)
             elif kind in (_wire.LINK_UP, _wire.LINK_DOWN, _wire.LINK_ASKED):
                 self._take_link_event(kind, event, batch)
+            elif kind in _OF_FILES:
+                self._take_file_event(kind, event)
             else:
                 self._take_stream_event(kind, event, batch)
         for path, group in calls.items():
             self.started[path] += len(group)
         if self.links is not None:
             self.links.take_news(batch)
+        if self.files is not None:
+            self.files.take_news(batch)
         return batch, posted, http
 
     def _arrived(self, timeout_s: float) -> list[tuple[Any, ...]]:
@@ -214,6 +234,21 @@ class Transport:
             links.asked(event[1], event[2], batch)
         else:
             self.refuse_link(event[1], 404, "this port is not for members")
+
+    def _take_file_event(self, kind: int, event: tuple[Any, ...]) -> None:
+        files = self.files
+        if files is None:
+            return
+        if kind == _wire.FILE_SENT:
+            files.sent(event[1], event[2])
+        elif kind == _wire.FILE_RECEIVED:
+            files.received(event[1], event[3], event[4])
+        elif kind == _wire.FILE_FAILED:
+            files.failed(event[1], event[2])
+        elif event[3][0] == PEER:
+            files.asked(event[1], event[2])
+        else:
+            self.refuse_file(event[1], 404, "this port is not for members")
 
     def _take_stream_event(self, kind: int, event: tuple[Any, ...], batch: Batch) -> None:
         stream_id = event[1]

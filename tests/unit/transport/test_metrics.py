@@ -17,6 +17,7 @@ from etcd_server.transport.metrics import (
     KINDS,
     LEASE_TTL_BUCKETS_S,
     ROUND_TRIP_BUCKETS_S,
+    SNAPSHOT_BUCKETS_S,
     Distribution,
     Distributions,
     Histogram,
@@ -64,6 +65,14 @@ etcd_network_peer_received_failures_total counter From
 etcd_network_peer_round_trip_time_seconds histogram To
 etcd_network_peer_sent_bytes_total counter To
 etcd_network_peer_sent_failures_total counter To
+etcd_network_snapshot_receive_failures counter From
+etcd_network_snapshot_receive_inflights_total gauge From
+etcd_network_snapshot_receive_success counter From
+etcd_network_snapshot_receive_total_duration_seconds histogram From
+etcd_network_snapshot_send_failures counter To
+etcd_network_snapshot_send_inflights_total gauge To
+etcd_network_snapshot_send_success counter To
+etcd_network_snapshot_send_total_duration_seconds histogram To
 etcd_server_apply_duration_seconds histogram op,success,version
 etcd_server_client_requests_total counter client_api_version,type
 etcd_server_has_leader gauge -
@@ -85,6 +94,7 @@ etcd_server_slow_apply_total counter -
 etcd_server_slow_read_indexes_total counter -
 etcd_server_snapshot_apply_in_progress_total gauge -
 etcd_server_version gauge server_version
+etcd_snap_db_save_total_duration_seconds histogram -
 grpc_server_handled_total counter grpc_code,grpc_method,grpc_service,grpc_type
 grpc_server_msg_received_total counter grpc_method,grpc_service,grpc_type
 grpc_server_msg_sent_total counter grpc_method,grpc_service,grpc_type
@@ -117,6 +127,9 @@ BUCKETS = {
     " 131072 262144 524288 1.048576e+06 2.097152e+06 4.194304e+06 8.388608e+06 +Inf",
     "etcd_network_peer_round_trip_time_seconds": "0.0001 0.0002 0.0004 0.0008 0.0016 0.0032 0.0064 0.0128"
     " 0.0256 0.0512 0.1024 0.2048 0.4096 0.8192 1.6384 3.2768 +Inf",
+    "etcd_network_snapshot_send_total_duration_seconds": "0.1 0.2 0.4 0.8 1.6 3.2 6.4 12.8 25.6 51.2 +Inf",
+    "etcd_network_snapshot_receive_total_duration_seconds": "0.1 0.2 0.4 0.8 1.6 3.2 6.4 12.8 25.6 51.2 +Inf",
+    "etcd_snap_db_save_total_duration_seconds": "0.1 0.2 0.4 0.8 1.6 3.2 6.4 12.8 25.6 51.2 +Inf",
 }
 RANGE, WATCH = "/etcdserverpb.KV/Range", "/etcdserverpb.Watch/Watch"
 # As Go names them, in the recorded page.
@@ -197,6 +210,15 @@ def full() -> MetricsSnapshot:
         "peer_sent_failures": {("b2",): 6},
         "peer_received_failures": {("b2",): 7},
         "peer_round_trip": {("b2",): histogram(ROUND_TRIP_BUCKETS_S, 0.001)},
+        "snapshots_sent": {("b2",): 1},
+        "snapshots_not_sent": {("b2",): 2},
+        "snapshots_being_sent": {("b2",): 1},
+        "snapshot_send_duration": {("b2",): histogram(SNAPSHOT_BUCKETS_S, 3)},
+        "snapshots_received": {("b2",): 1},
+        "snapshots_not_received": {("b2",): 2},
+        "snapshots_being_received": {("b2",): 1},
+        "snapshot_receive_duration": {("b2",): histogram(SNAPSHOT_BUCKETS_S, 3)},
+        "snapshot_save_duration": histogram(SNAPSHOT_BUCKETS_S, 2),
     }
     rest: dict[str, Any] = {
         field.name: 1 for field in fields(MetricsSnapshot) if field.name not in {*LEAST, *more}
