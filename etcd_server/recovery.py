@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 
 from etcd_server.api.proto import command_pb2, rpc_pb2
-from etcd_server.bootstrap import BootstrapError, Identity, is_new
+from etcd_server.bootstrap import BootstrapError, Identity, read_identity
 from etcd_server.machine.apply import Machine
 from etcd_server.raft.messages import Entry, EntryKind, HardState
 from etcd_server.storage.raftlog import RaftLog
@@ -26,18 +26,15 @@ log = logging.getLogger("etcd_server")
 PAGE_BYTES = 4 * 1024 * 1024
 
 
-def refuse_new(data_dir: str | os.PathLike[str]) -> None:
-    """Raises BootstrapError for a directory without a member: there is nothing to recover."""
-    if is_new(data_dir):
+def go_on_alone(data_dir: str | os.PathLike[str], raft_log: RaftLog, machine: Machine) -> Identity:
+    """Write to the log that the member of this directory is the only one, unless it is. Raises
+    BootstrapError, StorageError."""
+    identity = read_identity(data_dir)
+    if identity is None:
         raise BootstrapError(f"--force-new-cluster: {data_dir} holds no member's data; is it the right one?")
-
-
-def leave_alone(identity: Identity, raft_log: RaftLog, machine: Machine) -> None:
-    """Write to the log that this member is the only one, unless it is. Raises BootstrapError,
-    StorageError."""
     others, is_voter = _membership(identity.member_id, raft_log, machine)
     if not others and is_voter:
-        return
+        return identity
     kinds = command_pb2.ConfChange
     changes = [] if is_voter else [(kinds.PROMOTE, identity.member_id)]
     changes += [(kinds.REMOVE, number) for number in sorted(others)]
@@ -60,6 +57,7 @@ def leave_alone(identity: Identity, raft_log: RaftLog, machine: Machine) -> None
             "removed": ",".join(f"{number:x}" for number in sorted(others)),
         },
     )
+    return identity
 
 
 def _membership(own_id: int, raft_log: RaftLog, machine: Machine) -> tuple[set[int], bool]:
