@@ -662,3 +662,15 @@ def test_close_is_quick_when_nothing_is_open() -> None:
         served.wire.close(WAIT_S)
         assert time.monotonic() - begun < WAIT_S / 2
         idle.close()
+
+
+def test_a_client_may_ping_for_each_piece_of_a_large_answer(served: Owner) -> None:
+    """gRPC measures the round trip by a ping again and again while data comes; grpc-go forgives each of them."""
+    answer = b"x" * 150_000_000
+    options = [("grpc.max_receive_message_length", -1)]
+    for name in (b"large 1", b"large 2", b"large 3"):
+        with grpc.insecure_channel(served.target, options=options) as channel:
+            pending = channel.unary_unary(HOLD).future(name, timeout=3 * WAIT_S)
+            call_id = served.wait(lambda event, name=name: name in event)[1]
+            served.wire.send([(_wire.REPLY, call_id, answer)])
+            assert len(pending.result()) == len(answer)
