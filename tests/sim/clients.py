@@ -28,11 +28,16 @@ from tests.sim.history import (
     Operation,
     WatchSession,
 )
-from tests.sim.node import Host, Process, Stream
+from tests.sim.node import Cluster, Process, Stream
 from tests.sim.world import Violation, World
 
 WATCH = "/etcdserverpb.Watch/Watch"
 LEASE_KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
+MEMBER_LIST = "/etcdserverpb.Cluster/MemberList"
+MEMBER_ADD = "/etcdserverpb.Cluster/MemberAdd"
+MEMBER_REMOVE = "/etcdserverpb.Cluster/MemberRemove"
+MEMBER_UPDATE = "/etcdserverpb.Cluster/MemberUpdate"
+MEMBER_PROMOTE = "/etcdserverpb.Cluster/MemberPromote"
 
 R = rpc_pb2.RangeRequest
 C = rpc_pb2.Compare
@@ -41,10 +46,11 @@ C = rpc_pb2.Compare
 class Clients:
     """All clients of one run."""
 
-    def __init__(self, world: World, hosts: list[Host]) -> None:
+    def __init__(self, world: World, cluster: Cluster) -> None:
         plan = world.plan
         self.world = world
-        self.hosts = hosts
+        self.cluster = cluster
+        self.hosts = cluster.hosts
         self.history = History()
         self.is_asking = True
         self.highest_revision = 1
@@ -54,19 +60,22 @@ class Clients:
         self.writers = [Writer(self, number) for number in range(plan.clients)]
         self.watchers = [Watcher(self, number) for number in range(plan.watchers)]
         self.holders = [LeaseHolder(self, number) for number in range(plan.lease_holders)]
-        self.compactor = Compactor(self) if plan.compaction_interval_s else None
+        self.lonely: list[Compactor | Administrator] = []
+        if plan.compaction_interval_s:
+            self.lonely.append(Compactor(self))
+        if plan.membership_interval_s:
+            self.lonely.append(Administrator(self))
 
     def begin(self) -> None:
         for client in (*self.writers, *self.watchers, *self.holders):
             self.world.after(client.draw.uniform(0.5, 1.5), client.act)
-        if self.compactor is not None:
-            self.world.after(2.0, self.compactor.act)
+        for lonely in self.lonely:
+            self.world.after(2.0, lonely.act)
 
     @property
     def are_quiet(self) -> bool:
         """Nobody waits for an answer."""
-        busy = [client for client in (*self.writers, *self.holders) if client.is_busy]
-        return not busy and not (self.compactor and self.compactor.is_busy)
+        return not any(client.is_busy for client in (*self.writers, *self.holders, *self.lonely))
 
     def number(self) -> int:
         """A number that no other call or stream has."""
@@ -109,7 +118,7 @@ class Client:
             self.elsewhere()
             self.world.after(0.05, then, operation)
             return
-        operation.member = (self.host.member_id, self.host.lives)
+        operation.member = (self.host.number, self.host.lives)
         self._under_way += 1
         call_id = self.clients.number()
         waiting = True
@@ -284,6 +293,83 @@ class Compactor(Client):
         self.world.after(self.draw.expovariate(1 / self.plan.compaction_interval_s), self.act)
 
 
+class Administrator(Client):
+    """Adds members, with a new machine or at the address of a member that is gone, promotes and removes
+    them. A member that was added is started, whoever may have heard of it."""
+
+    def __init__(self, clients: Clients) -> None:
+        super().__init__(clients, "administrator", 0)
+        self.client_id = 901
+        self._addresses = len(clients.hosts)
+        self._is_sure = True
+
+    def act(self) -> None:
+        if self.clients.is_asking or self._has_strangers():
+            # A member that was added may be the one that is missing for a quorum: any list will do then.
+            self.call(MEMBER_LIST, rpc_pb2.MemberListRequest(linearizable=self._is_sure), self._listed)
+        else:
+            self.world.after(0.5, self.act)
+
+    def _has_strangers(self) -> bool:
+        """Whether some member of the cluster has never been started."""
+        known = self.clients.cluster.all_hosts
+        return any(
+            member.ID not in known
+            for host in self.clients.hosts
+            if host.process is not None
+            for member in host.process.machine.members.all()
+        )
+
+    def _listed(self, operation: Operation) -> None:
+        cluster = self.clients.cluster
+        self._is_sure = operation.succeeded and operation.request.linearizable
+        if not operation.succeeded:
+            self.world.after(0.5, self.act)
+            return
+        members = list(operation.response.members)
+        for member in members:
+            if member.ID not in cluster.all_hosts:
+                cluster.add_host(member.ID)
+                self.world.after(self.draw.uniform(0.1, 3), cluster.all_hosts[member.ID].start)
+        if self.clients.is_asking and self._is_sure:
+            path, request = self._change(members)
+            self.call(path, request, self._changed)
+        else:
+            self._is_sure = True
+            self.world.after(0.5, self.act)
+
+    def _change(self, members: list[rpc_pb2.Member]) -> tuple[str, Any]:
+        draw = self.draw
+        learners = [member for member in members if member.isLearner]
+        if learners and draw.random() < 0.7:
+            return MEMBER_PROMOTE, rpc_pb2.MemberPromoteRequest(ID=learners[0].ID)
+        if len(members) > 1 and (len(members) > 5 or draw.random() < 0.45):
+            return MEMBER_REMOVE, rpc_pb2.MemberRemoveRequest(ID=draw.choice(members).ID)
+        if draw.random() < 0.15:
+            chosen = draw.choice(members)
+            return MEMBER_UPDATE, rpc_pb2.MemberUpdateRequest(ID=chosen.ID, peerURLs=[self._address()])
+        return MEMBER_ADD, rpc_pb2.MemberAddRequest(peerURLs=[self._address()], isLearner=draw.random() < 0.6)
+
+    def _address(self) -> str:
+        if self.draw.random() < 0.7:
+            self._addresses += 1
+            return f"http://10.0.1.{self._addresses}:2380"
+        return f"http://10.0.1.{self.draw.randrange(self._addresses + 1)}:2380"
+
+    def _changed(self, operation: Operation) -> None:
+        if operation.succeeded:
+            self.world.counts[_CHANGES[operation.path]] += 1
+        self.world.after(self.draw.expovariate(1 / self.plan.membership_interval_s), self.act)
+
+
+_CHANGES = {
+    MEMBER_ADD: "member added",
+    MEMBER_PROMOTE: "member promoted",
+    MEMBER_REMOVE: "member removed",
+    MEMBER_UPDATE: "member updated",
+}
+
+
 class Watcher(Client):
     """One watch that goes on for the whole run, over streams that come and go."""
 
@@ -316,7 +402,7 @@ class Watcher(Client):
         request = rpc_pb2.WatchCreateRequest()
         request.CopyFrom(self.request)
         request.start_revision = self.next_revision
-        session = WatchSession(request, (self.host.member_id, self.host.lives))
+        session = WatchSession(request, (self.host.number, self.host.lives))
         self.sessions.append(session)
         stream_id = self.stream_id = self.clients.number()
         self.process = process

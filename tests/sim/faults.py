@@ -55,7 +55,7 @@ def power_cut(scene: Scene) -> bool:
 
 
 def power_cut_all(scene: Scene) -> bool:
-    for host in scene.hosts:
+    for host in list(scene.hosts):
         if host.has_power:
             host.lose_power(scene.draw.uniform(0.05, scene.plan.longest_outage_s))
     return True

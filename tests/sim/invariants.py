@@ -52,6 +52,7 @@ class Watched:
     revision: int
     role: Role = Role.FOLLOWER
     checked_commit: int = 0
+    voters: tuple[int, ...] = ()
     reads: dict[int, int] = field(default_factory=dict)
 
 
@@ -78,8 +79,10 @@ class Invariants:
             raise Violation("hard state", f"{host.name} had saved {before} and finds {hard_state}")
         if hard_state.term == before.term and before.vote not in (0, hard_state.vote):
             raise Violation("hard state", f"{host.name} had voted for {before.vote}, finds {hard_state}")
-        if last_index < extent.last_index or (
-            process.log.term(extent.last_index) != extent.last_term and last_index == extent.last_index
+        begun_anew = host.installing and process.log.first_index() - 1 >= host.installing
+        if not begun_anew and (
+            last_index < extent.last_index
+            or (last_index == extent.last_index and process.log.term(last_index) != extent.last_term)
         ):
             raise Violation("durability", f"{host.name} had {extent} and finds entries up to {last_index}")
         machine = process.machine
@@ -169,7 +172,8 @@ class Invariants:
         self._remember(host, process)
 
     def before_turn(self, host: Host, process: Process) -> None:
-        """Nothing yet: the place to look at a member between its threads."""
+        """Remember by which membership the turn begins to count."""
+        self._watched[host.member_id].voters = process.node._raft.configuration.voters
 
     def after_turn(self, host: Host, process: Process) -> None:
         """Term, commit and revision of a life never fall; leaders are what leaders must be."""
@@ -177,6 +181,7 @@ class Invariants:
         if raft.term < seen.term or raft.log.commit_index < seen.commit:
             raise Violation("monotone", f"{host.name} fell back from term {seen.term}, commit {seen.commit}")
         revision = process.machine.revision
+        self._same_revision(host, process.machine.applied_index, revision)
         if revision < seen.revision:
             raise Violation("monotone", f"{host.name} fell back from revision {seen.revision} to {revision}")
         if raft.term > seen.term:
@@ -209,21 +214,20 @@ class Invariants:
         if index <= seen.checked_commit or index < raft.term_start_index:
             return
         seen.checked_commit = index
+        # A turn may apply a change of the membership: what it committed before counted by the older one.
         voters = raft.configuration.voters
-        holders = 0
-        for voter in voters:
-            other = self.hosts.get(voter)
-            if other is None:
-                continue
-            extent = other.durable[1]
-            if extent.start_index >= index or (
-                extent.last_index >= index and extent.term(index) >= raft.term
-            ):
-                holders += 1
-        if holders < majority(len(voters)):
+        if not any(self._holds_majority(each, index, raft.term) for each in (voters, seen.voters)):
             raise Violation(
-                "commit on a quorum", f"{host.name} commits {index}, on {holders} disks of {len(voters)}"
+                "commit on a quorum", f"{host.name} commits {index}, not on the disks of {voters}"
             )
+
+    def _holds_majority(self, voters: Sequence[int], index: int, term: int) -> bool:
+        extents = [self.hosts[voter].durable[1] for voter in voters if voter in self.hosts]
+        holders = sum(
+            extent.start_index >= index or (extent.last_index >= index and extent.term(index) >= term)
+            for extent in extents
+        )
+        return bool(voters) and holders >= majority(len(voters))
 
     # --- the machine --------------------------------------------------------------------------------------
 
@@ -263,7 +267,3 @@ def _same(one: Outcome, other: Outcome) -> bool:
     if isinstance(one, EtcdError) or isinstance(other, EtcdError):
         return type(one) is type(other)
     return one == other
-
-
-# A hard state and an extent that promise nothing.
-NOTHING = (HardState(), Extent(0, ((0, 0),)))

@@ -5,7 +5,8 @@ seeds; `seeds` are some that found it, tried first. Numbers are those of the lis
 that begin with R are of the same kind, in the consensus core itself. The `canary` is a bug that no run can
 miss: it proves that failures are reported at all.
 
-Numbers that are not here belong to parts that the simulated members do not have: locks (M19), users (M21).
+Numbers that are not here belong to what the simulated members do not have: locks (M19), users (M21), addresses
+(M23); and a second snapshot while one is put in place (M16) cannot be there, because that takes no time here.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ from unittest.mock import patch
 from etcd_server.api.encoding import integer_field, varint
 from etcd_server.machine import compaction
 from etcd_server.machine.apply import Machine
+from etcd_server.machine.members import Members
 from etcd_server.machine.mvcc import Store
-from etcd_server.machine.watch_places import Places
+from etcd_server.machine.watch_places import LAGGING, SYNCED, Places
 from etcd_server.machine.watchers import NO_WATCH_ID, WatchHub
 from etcd_server.raft import election, replication, requests
 from etcd_server.raft.log import Log
 from etcd_server.raft.node import HANDLERS, Node
-from etcd_server.raft.quorum import agreed
 from etcd_server.raft.state import Raft
 from etcd_server.services.core import Core
 from etcd_server.services.engine import Engine
 from etcd_server.services.kv import KV
 from etcd_server.services.lease import Lease, Lessor
 from etcd_server.services.reads import Group, Reads
+from etcd_server.storage.database import StateDatabase
 from etcd_server.storage.errors import SyncFailed
+from etcd_server.storage.install import Installation, Plan
 from etcd_server.storage.raftlog import RaftLog
 from etcd_server.storage.schema import last_of, pack
 from etcd_server.storage.tables import FactTables
@@ -98,6 +101,21 @@ def acknowledge_before_sync() -> Iterator[None]:
 
 
 @contextmanager
+def snapshot_without_a_plan() -> Iterator[None]:
+    """State and log are replaced one after the other, and nothing says so to the next start."""
+
+    def install(installation: Installation, plan: Plan, database: StateDatabase) -> None:
+        def put_in_place() -> None:
+            for step in installation._steps(plan)[1:-2]:
+                step()
+
+        database.replace(put_in_place)
+
+    with patch.object(Installation, "install", install):
+        yield
+
+
+@contextmanager
 def revision_from_surviving_rows() -> Iterator[None]:
     original = FactTables.meta
 
@@ -141,10 +159,11 @@ def reads_join_a_round_under_way() -> Iterator[None]:
 
 @contextmanager
 def reads_without_a_quorum() -> Iterator[None]:
+    original = replication.confirm_reads
+
     def confirm_reads(raft: Raft) -> None:
-        for reader, index in raft.reads.confirmed(raft.reads.latest_round):
-            if reader.member_id == raft.member_id:
-                raft.read_states.append((reader.context, index))
+        with patch.object(replication, "agreed", lambda rounds: raft.reads.latest_round):
+            original(raft)
 
     with patch.object(replication, "confirm_reads", confirm_reads):
         yield
@@ -158,6 +177,23 @@ def progress_is_the_stores_revision() -> Iterator[None]:
             hub._send(stream, hub._header(hub._places.revision) + integer_field(2, NO_WATCH_ID))
 
     with patch.object(WatchHub, "progress", progress):
+        yield
+
+
+@contextmanager
+def watches_begin_again_after_a_snapshot() -> Iterator[None]:
+    original = WatchHub.restored
+
+    def restored(hub: WatchHub) -> None:
+        original(hub)
+        for stream in hub._streams.values():
+            for watcher in stream.watchers.values():
+                if watcher.place in (SYNCED, LAGGING):
+                    hub._places.leave(watcher)
+                    watcher.position = 1
+                    hub._places.settle(watcher)
+
+    with patch.object(WatchHub, "restored", restored):
         yield
 
 
@@ -257,6 +293,21 @@ def unknown_outcome_is_tried_again() -> Iterator[None]:
 
 
 @contextmanager
+def promotion_in_memory_only() -> Iterator[None]:
+    original = Members.change
+
+    def change(members: Members, wanted: Any) -> None:
+        if wanted.kind == wanted.PROMOTE:
+            member = members._existing(wanted.member.ID)
+            members._members[member.member_id] = replace(member, is_learner=False)
+        else:
+            original(members, wanted)
+
+    with patch.object(Members, "change", change):
+        yield
+
+
+@contextmanager
 def sync_error_is_swallowed() -> Iterator[None]:
     original = RaftLog.append
 
@@ -267,21 +318,8 @@ def sync_error_is_swallowed() -> Iterator[None]:
             log._failure = None
             log._append_connection.pragma("synchronous", "OFF")
             original(log, *arguments)
-            log._append_connection.pragma("synchronous", "FULL")
 
     with patch.object(RaftLog, "append", append):
-        yield
-
-
-@contextmanager
-def commits_an_earlier_term() -> Iterator[None]:
-    def maybe_commit(raft: Raft) -> None:
-        index = agreed(raft.progress[voter].match_index for voter in raft.configuration.voters)
-        if index > raft.log.commit_index:
-            raft.log.commit_index = index
-            raft.append_due = True
-
-    with patch.object(replication, "maybe_commit", maybe_commit):
         yield
 
 
@@ -331,12 +369,9 @@ def commit_without_an_entry() -> Iterator[None]:
 
 @contextmanager
 def canary() -> Iterator[None]:
-    """Every read is of another key."""
-    original = KV._answer_range
-
     def answer_range(kv: KV, call_id: int, request: Any) -> None:
-        request.key = b"not this key"
-        original(kv, call_id, request)
+        core = kv._core
+        core.answers.append((call_id, core.header(core.machine.revision)))
 
     with patch.object(KV, "_answer_range", answer_range):
         yield
@@ -354,6 +389,7 @@ MUTANTS = (
     Mutant("M8", "reads join a round that is under way", reads_join_a_round_under_way),
     Mutant("M9", "reads are served without a round", reads_without_a_quorum),
     Mutant("M10", "progress tells the store's revision", progress_is_the_stores_revision),
+    Mutant("M11", "after a snapshot watches begin again", watches_begin_again_after_a_snapshot),
     Mutant("M12", "a slow watcher loses events", slow_watchers_lose_events),
     Mutant("M13", "compaction removes a deletion that can still be watched", compaction_eats_the_deletion),
     Mutant("M14", "a watch from a revision to come begins at once", future_watch_begins_now),
@@ -361,10 +397,10 @@ MUTANTS = (
     Mutant("M17", "an old leader ends leases", old_leader_revokes),
     Mutant("M18", "a keepalive is answered from memory", keepalive_from_memory),
     Mutant("M20", "a request with an unknown outcome is sent again", unknown_outcome_is_tried_again),
+    Mutant("M22", "a promotion is not stored", promotion_in_memory_only),
     Mutant("M24", "a sync error is swallowed", sync_error_is_swallowed),
-    Mutant("R1", "an entry of an earlier term is committed by counting", commits_an_earlier_term),
-    Mutant("R2", "a vote is given to a shorter log", votes_for_a_shorter_log),
-    Mutant("R3", "a member votes twice in a term", votes_twice),
-    Mutant("R4", "a follower commits what it has not compared", commit_without_an_entry),
+    Mutant("R1", "a vote is given to a shorter log", votes_for_a_shorter_log),
+    Mutant("R2", "a member votes twice in a term", votes_twice),
+    Mutant("R3", "a follower commits what it has not compared", commit_without_an_entry),
 )
-CANARY = Mutant("canary", "every read is of another key", canary)
+CANARY = Mutant("canary", "every read finds nothing", canary)

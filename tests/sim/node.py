@@ -25,7 +25,7 @@ from etcd_server.api.errors import EtcdError
 from etcd_server.api.proto import command_pb2, rpc_pb2
 from etcd_server.machine.apply import Machine, Outcome
 from etcd_server.raft.log import LogStorage
-from etcd_server.raft.messages import Entry, EntryKind, HardState, Message, Ready
+from etcd_server.raft.messages import Entry, EntryKind, HardState, Message, Ready, Snapshot
 from etcd_server.raft.node import Node
 from etcd_server.raft.state import Config
 from etcd_server.services.core import Settings
@@ -41,10 +41,14 @@ from etcd_server.services.events import (
     Forwarded,
     ForwardedAnswer,
     ForwardedCall,
+    ReceivedSnapshot,
+    SnapshotRequest,
 )
+from etcd_server.storage import snapshot
 from etcd_server.storage.database import StateDatabase
-from etcd_server.storage.errors import DiskFull, StorageError
+from etcd_server.storage.errors import DiskFailed, DiskFull, StateRolledBack, StorageError
 from etcd_server.storage.extent import Extent
+from etcd_server.storage.install import Installation, Plan
 from etcd_server.storage.maintenance import StateMaintenance
 from etcd_server.storage.raftlog import RaftLog
 from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
@@ -60,6 +64,9 @@ KEEPER_INTERVAL_S = 1.0
 LOWEST_ROOM_BYTES = 64 * 1024
 SHORT_REST_BYTES = 64 * 1024
 MOST_TICKS_AT_ONCE = 100
+FAREWELL_S = 1.0
+EPOCH_S = 1_700_000_000
+VERSION = "3.6.0"
 
 Reply = Callable[["bytes | EtcdError | None"], None]
 """Told once: the serialised answer, the error, or None when the connection broke first."""
@@ -116,34 +123,90 @@ class ObservedMachine(Machine):
         return outcome
 
 
-class Host:
-    """One machine. `process` is None while nothing runs on it; `durable` is what its log must still hold."""
+class Cluster:
+    """All hosts of a run, and what they share."""
 
-    def __init__(
-        self,
-        world: World,
-        network: Network,
-        invariants: Invariants,
-        member_id: int,
-        first_members: list[int],
-        scratch: Path,
-    ) -> None:
-        plan = world.plan
+    def __init__(self, world: World, network: Network, invariants: Invariants, scratch: Path) -> None:
         self.world = world
         self.network = network
         self.invariants = invariants
+        self.hosts: list[Host] = []
+        self.all_hosts: dict[int, Host] = invariants.hosts
+        self.first_members = list(range(1, world.plan.voters + 1))
+        self._scratch = scratch
+
+    def add_host(self, member_id: int) -> Host:
+        """A machine for a member, with an empty disk. It is not started."""
+        number = len(self.all_hosts) + 1
+        host = Host(self, member_id, number, self._scratch / f"m{number}")
+        self.hosts.append(host)
+        self.all_hosts[member_id] = host
+        return host
+
+    def deliver(self, message: Message | Forwarded) -> None:
+        """A message has come to its receiver, who hears no member that was removed, and tells it so."""
+        host, sender = self.all_hosts.get(message.to), self.all_hosts.get(message.sender)
+        if host is None or host.process is None:
+            return
+        if host.process.machine.members.is_removed(message.sender):
+            if sender is not None and sender.process is not None:
+                sender.process.leave()
+            return
+        host.process.deliver(message)
+
+    def what_is_known_of(self, host: Host) -> tuple[bool, bool]:
+        """What the others that can be reached tell a member of itself: whether it is one, and whether it was
+        removed."""
+        reached = [
+            other.process.machine.members
+            for other in self.hosts
+            if other is not host
+            and other.process is not None
+            and not other.process.is_paused
+            and not self.network.is_cut((host.member_id, other.member_id))
+        ]
+        return (
+            any(members.get(host.member_id) is not None for members in reached),
+            any(members.is_removed(host.member_id) for members in reached),
+        )
+
+    def link(self, host: Host, *, is_up: bool) -> None:
+        """A member has begun or ended: the links between it and the others come up or go down."""
+        for other in self.hosts:
+            if other is not host and other.process is not None:
+                self.world.after(host.draw.uniform(0.01, 0.3), self._tell, other, host, is_up)
+                if is_up:
+                    self.world.after(host.draw.uniform(0.01, 0.3), self._tell, host, other, is_up)
+
+    def _tell(self, to: Host, about: Host, is_up: bool) -> None:
+        if to.process is not None and (about.process is not None) == is_up:
+            to.process.linked(about.member_id, is_up=is_up)
+
+
+class Host:
+    """One machine. `process` is None while nothing runs on it; `durable` is what its log must still hold;
+    `installing` the last snapshot that its log may begin behind."""
+
+    def __init__(self, cluster: Cluster, member_id: int, number: int, scratch: Path) -> None:
+        world = cluster.world
+        plan = world.plan
+        self.cluster = cluster
+        self.world = world
+        self.network = cluster.network
+        self.invariants = cluster.invariants
         self.member_id = member_id
-        self.name = f"member {member_id}"
+        self.number = number
+        self.name = f"member {number}"
         self.draw = world.source(self.name)
-        self.disk = SimulatedDisk(plan.seed * 16 + member_id, scratch)
+        self.disk = SimulatedDisk(plan.seed * 1000 + number, scratch)
         self.rate = 1 + self.draw.uniform(-1, 1) * plan.clock_drift
         self.clock_offset_s = self.draw.uniform(0, 1e6)
         self.process: Process | None = None
-        self.first_members = first_members
         self.durable: tuple[HardState, Extent] = (HardState(), Extent(0, ((0, 0),)))
+        self.installing = 0
         self.synced_index = 0
         self.has_power = True
-        self.write_s = plan.delay_s
+        self.is_retired = False
         self.slow_until_s = 0.0
         self.lives = 0
 
@@ -166,7 +229,7 @@ class Host:
 
     def start(self) -> None:
         """Start the process, unless it runs. It tries again when the disk does not let it."""
-        if self.process is not None or not self.has_power:
+        if self.process is not None or not self.has_power or self.is_retired:
             return
         self.lives += 1
         # A monotonic clock begins anywhere.
@@ -175,6 +238,8 @@ class Host:
         process = None
         try:
             process = Process(self)
+            if not self._finds_its_place(process):
+                return
             self.process = process
             process.begin()
         except (StorageError, apsw.Error) as error:
@@ -189,6 +254,20 @@ class Host:
                 self.lose_power(1.0)
             else:
                 self.world.after(1.0, self.start)
+
+    def _finds_its_place(self, process: Process) -> bool:
+        """A new member asks the others whether they know it; False: it cannot start now, or ever."""
+        if process.machine.members.all() or process.log.last_index():
+            return True
+        knows, removed = self.cluster.what_is_known_of(self)
+        if knows and not removed:
+            return True
+        process.abandon()
+        if removed:
+            self.retire()
+        else:
+            self.world.after(0.5, self.start)
+        return False
 
     def kill(self, outage_s: float) -> None:
         """SIGKILL: memory is lost, the operating system keeps what was written."""
@@ -217,6 +296,15 @@ class Host:
             self.disk.is_dead = True
             process.abandon()
             self.disk.is_dead = False
+            self.cluster.link(self, is_up=False)
+
+    def retire(self) -> None:
+        """The member was removed: its machine is switched off for good."""
+        self.world.trace(self.name, "has been removed and ends")
+        self.world.counts["removed member ended"] += 1
+        self.is_retired = True
+        self._end_process()
+        self.cluster.hosts.remove(self)
 
     def stop(self, outage_s: float) -> None:
         """An orderly stop: who waits is told, files are closed."""
@@ -230,6 +318,7 @@ class Host:
             self.disk.is_dead = True
             process.abandon()
             self.disk.is_dead = False
+        self.cluster.link(self, is_up=False)
         self.world.after(outage_s, self.start)
 
     def failed(self, error: Exception) -> None:
@@ -239,12 +328,15 @@ class Host:
             self.world.counts["power cut in the middle of a write"] += 1
             self.lose_power(self.draw.uniform(0.1, self.world.plan.longest_outage_s))
             return
-        if self.disk.sync_fails_at is not None and self.disk.syncs >= self.disk.sync_fails_at:
+        failed_to_sync = self.disk.sync_fails_at is not None and self.disk.syncs >= self.disk.sync_fails_at
+        if failed_to_sync and isinstance(error, DiskFailed | apsw.IOError):
             # What the disk holds is unknown, and only a disk that is read anew tells: the host is restarted.
             self.disk.sync_fails_at = None
             self.world.counts["ended by a failed sync"] += 1
             self.lose_power(self.draw.uniform(0.5, 3))
-        elif self.disk.capacity_bytes is not None:
+        elif self.disk.capacity_bytes is not None and isinstance(
+            error, DiskFull | StateRolledBack | apsw.FullError
+        ):
             self.world.counts["ended by a full disk"] += 1
             self.world.trace(self.name, "ends", str(error))
             self._end_process()
@@ -277,6 +369,8 @@ class Process:
         self._rest_is_short = False
         self._cut_to = 0
         self._full: set[str] = set()
+        self._arrived: dict[int, Host] = {}
+        self._is_leaving = False
         self._opened: list[Any] = []
         try:
             self._open(plan)
@@ -289,6 +383,15 @@ class Process:
         disk, member_id = host.disk, host.member_id
         self.log = RaftLog.open(disk.path("raft.db"), journal_size_bytes=0, vfs=disk.vfs_name)
         self._opened.append(self.log)
+        self.installation = Installation(
+            disk.path("state.db"), disk.path("plan"), self.log, vfs=disk.vfs_name, files=disk.files
+        )
+        if self.installation.is_pending:
+            world.counts["installation completed after a crash"] += 1
+            self.installation.execute()
+        for name in disk.contents():
+            if name.startswith(("copy", "received")):
+                disk.files.remove(disk.path(name))
         self.database = StateDatabase.open(
             disk.path("state.db"), STATE_SCHEMA, STATE_SCHEMA_VERSION, vfs=disk.vfs_name
         )
@@ -296,8 +399,9 @@ class Process:
         self.maintenance = StateMaintenance.open(disk.path("state.db"), vfs=disk.vfs_name)
         self._opened.append(self.maintenance)
         self.machine = ObservedMachine(self.database, host, host.invariants)
-        if self.log.last_index() == 0:
-            entries = first_entries(host.first_members)
+        first_members = host.cluster.first_members
+        if self.log.last_index() == 0 and member_id in first_members:
+            entries = first_entries(first_members)
             self.log.append(HardState(1, 0, len(entries)), entries)
         self.log.check_joins(self.machine.applied_index)
         members = self.machine.members.all()
@@ -317,16 +421,18 @@ class Process:
         self.settings = Settings(
             cluster_id=CLUSTER_ID,
             member_id=member_id,
-            member_name=f"m{member_id}",
+            member_name=f"m{host.number}",
+            client_urls=(f"http://10.0.0.{host.number}:2379",),
+            server_version=VERSION,
+            cluster_version=VERSION,
             heartbeat_interval_s=plan.heartbeat_interval_s,
             election_timeout_s=plan.election_timeout_s,
             snapshot_count=plan.snapshot_count,
-            # Without snapshots among members a log is cut only where nobody else may need it.
-            catch_up_entries=2 if plan.voters == 1 else 1 << 40,
+            catch_up_entries=plan.catch_up_entries,
             progress_notify_interval_s=3.0,
             commit_interval_s=plan.commit_interval_s,
         )
-        life = f"{member_id} {host.lives}"
+        life = f"{host.number} {host.lives}"
         self.node = ObservedNode(config, self.log, world.source(f"raft {life}"), host, host.invariants)
         self.engine = Engine(
             settings=self.settings,
@@ -343,6 +449,7 @@ class Process:
         self._schedule_tick()
         self.after(self.host.draw.uniform(0.5, 1.5) * self.plan.checkpoint_interval_s, self._checkpoint)
         self.after(KEEPER_INTERVAL_S, self._watch_room)
+        self.host.cluster.link(self.host, is_up=True)
         self.wake()
 
     # --- time ---------------------------------------------------------------------------------------------
@@ -401,7 +508,14 @@ class Process:
         if passed:
             batch.ticks = min(passed, MOST_TICKS_AT_ONCE)
             self._last_tick_s += passed * interval_s
+        batch.unix_time_s = EPOCH_S + int(self.world.now)
         self._handle(batch, now_s)
+
+    def leave(self) -> None:
+        """Another member has said that this one was removed from the cluster: it ends in a moment."""
+        if not self._is_leaving:
+            self._is_leaving = True
+            self.after(FAREWELL_S, self.host.retire)
 
     def _handle(self, batch: Batch, now_s: float) -> None:
         host = self.host
@@ -421,7 +535,11 @@ class Process:
             host.network.send(message)
         for forwarded in effects.forward:
             host.network.send(forwarded)
-        number = self._submit(effects.persist) if effects.persist else 0
+        number = 0
+        if effects.install is not None:
+            number = self._install(effects.install, effects.persist)
+        elif effects.persist:
+            number = self._submit(effects.persist)
         for call_id, answer in effects.answers:
             reply = self.calls.pop(call_id, None)
             if reply is not None:
@@ -441,8 +559,16 @@ class Process:
         if effects.committed and self._rest_is_short:
             self._rest_is_short = False
             self.database.restart_journal()
+        if effects.checkpoint:
+            self.after(host.draw.uniform(0.001, 0.1), self._make_checkpoint)
+        for request in effects.make_snapshots:
+            self.after(host.draw.uniform(0.001, 0.3), self._copy_state, request)
+        for refused in effects.refused_snapshots:
+            self._report_snapshot(refused, taken=False)
+            host.disk.files.remove(refused.path)
         if number:
-            self._handle(Batch(persisted=number), host.local_time())
+            restored = effects.install is not None
+            self._handle(Batch(persisted=number, restored=restored), host.local_time())
 
     def deliver(self, message: Message | Forwarded) -> None:
         """A message of another member has arrived."""
@@ -455,7 +581,94 @@ class Process:
     def linked(self, member_id: int, *, is_up: bool) -> None:
         """The link to another member has come up or gone down."""
         self.batch.connected.append((member_id, is_up))
+        if is_up:
+            self.batch.versions.append((member_id, VERSION))
         self.wake()
+
+    # --- snapshots ----------------------------------------------------------------------------------------
+
+    def _copy_state(self, request: SnapshotRequest) -> None:
+        """Copy the state for another member; the copy then travels for a while."""
+        host, disk = self.host, self.host.disk
+        path = disk.path(f"copy-{request.to:x}")
+        try:
+            copy = snapshot.make(self.database.path, path, vfs=disk.vfs_name, files=disk.files)
+        except DiskFull:
+            copy = None
+        if copy is None:
+            self._sent(request.to, False)
+            return
+        data = b"".join(disk.files.chunks(path))
+        disk.files.remove(path)
+        self.world.counts["snapshot made"] += 1
+        self.world.trace(host.name, "sends a snapshot", str(copy.contents))
+        self.world.after(host.draw.uniform(0.01, 2.0), self._carry, request, data, copy.contents)
+
+    def _carry(self, request: SnapshotRequest, data: bytes, contents: snapshot.Contents) -> None:
+        """The copy arrives, if its way is open and its receiver lives and has use for it."""
+        host, receiver = self.host, self.host.cluster.all_hosts.get(request.to)
+        is_cut = host.network.is_cut((host.member_id, request.to))
+        if receiver is None or receiver.process is None or receiver.process.is_paused or is_cut:
+            self.after(0.1, self._sent, request.to, False)
+            return
+        receiver.process.after(0.0, receiver.process.receive_snapshot, host, request, data, contents)
+
+    def receive_snapshot(
+        self, sender: Host, request: SnapshotRequest, data: bytes, contents: snapshot.Contents
+    ) -> None:
+        """A copy is here, whole."""
+        host, disk = self.host, self.host.disk
+        number = host.world.counts["snapshot arrived"] = host.world.counts["snapshot arrived"] + 1
+        stands_for = Snapshot(contents.applied_index, contents.applied_term, contents.configuration)
+        received = ReceivedSnapshot(
+            number, disk.path(f"received-{number}"), sender.member_id, request.term, stands_for
+        )
+        self._arrived[number] = sender
+        if self.engine.snapshots.refusal(request.term, contents.applied_index) is not None:
+            self._report_snapshot(received, taken=False)
+            return
+        try:
+            disk.put(f"received-{number}", data)
+        except DiskFull:
+            disk.files.remove(received.path)
+            self._report_snapshot(received, taken=False)
+            return
+        self.batch.snapshots_received.append(received)
+        self.wake()
+
+    def _report_snapshot(self, received: ReceivedSnapshot, *, taken: bool) -> None:
+        self.world.counts["snapshot installed" if taken else "snapshot refused"] += 1
+        sender = self._arrived.pop(received.number).process
+        if sender is not None:
+            sender.after(self.host.draw.uniform(0.001, 0.1), sender._sent, self.host.member_id, taken)
+
+    def _sent(self, to: int, taken: bool) -> None:
+        """How a snapshot for another member has ended."""
+        self.batch.snapshots_sent.append((to, taken))
+        self.wake()
+
+    def _install(self, received: ReceivedSnapshot, readies: list[Ready]) -> int:
+        """Put a snapshot in the place of state and log, between the writes before it and those behind it."""
+        host, disk = self.host, self.host.disk
+        self.world.trace(host.name, f"installs a snapshot of entry {received.snapshot.index}")
+        gathered, self._unwritten = [*self._unwritten, *readies], []
+        host.installing = received.snapshot.index
+        if self.plan.power_cut_interval_s and host.draw.random() < 0.2:
+            disk.cut_power_within(60)
+        for ready in gathered:
+            if ready.snapshot is not None:
+                assert ready.snapshot == received.snapshot
+                self.maintenance.close()
+                self._opened.remove(self.maintenance)
+                plan = Plan(received.path, ready.snapshot.index, ready.snapshot.term, ready.hard_state)
+                self.installation.install(plan, self.database)
+                self.maintenance = StateMaintenance.open(self.database.path, vfs=disk.vfs_name)
+                self._opened.append(self.maintenance)
+                host.synced_index = max(host.synced_index, ready.snapshot.index)
+            self.log.append(ready.hard_state, ready.entries)
+            host.invariants.written(host, self, ready.entries)
+        self._report_snapshot(received, taken=True)
+        return gathered[-1].number
 
     # --- the log writer -----------------------------------------------------------------------------------
 
@@ -473,6 +686,8 @@ class Process:
     def _write_now(self) -> int:
         """Write what has gathered in one synced transaction; the number of its last Ready."""
         readies, self._unwritten = self._unwritten, []
+        if not readies:
+            return 0  # They were written along with a snapshot.
         hard_state = next((r.hard_state for r in reversed(readies) if r.hard_state is not None), None)
         entries = [entry for ready in readies for entry in ready.entries]
         try:
@@ -490,6 +705,7 @@ class Process:
 
     def _write(self) -> None:
         number = self._write_now()
+        self._writing = bool(self._unwritten)
         if number:
             self._writing = False
             # The news takes a moment; the process may end in it.
@@ -505,6 +721,10 @@ class Process:
     # --- the keeper ---------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
+        self._make_checkpoint()
+        self.after(self.host.draw.uniform(0.5, 1.5) * self.plan.checkpoint_interval_s, self._checkpoint)
+
+    def _make_checkpoint(self) -> None:
         with contextlib.suppress(DiskFull):
             done = self.maintenance.checkpoint()
             self.host.synced_index = max(self.host.synced_index, done.applied_index)
@@ -515,7 +735,6 @@ class Process:
                 self.log.checkpoint()
                 self.log.release_space(256)
             self.wake()
-        self.after(self.host.draw.uniform(0.5, 1.5) * self.plan.checkpoint_interval_s, self._checkpoint)
 
     def _cut(self) -> None:
         if self._cut_to >= self.log.first_index():
@@ -526,6 +745,8 @@ class Process:
 
     def _watch_room(self) -> None:
         disk = self.host.disk
+        if self.host.cluster.what_is_known_of(self.host)[1]:
+            self.leave()
         free_bytes = LOWEST_ROOM_BYTES * 2
         if disk.capacity_bytes is not None:
             free_bytes = disk.capacity_bytes - sum(len(content) for content in disk.contents().values())
@@ -538,6 +759,7 @@ class Process:
     def _report(self, finder: str, *, full: bool) -> None:
         (self._full.add if full else self._full.discard)(finder)
         self.batch.disk_full = bool(self._full)
+        self.batch.log_full = "log" in self._full
         self.wake()
 
     # --- clients ------------------------------------------------------------------------------------------
@@ -608,6 +830,10 @@ class Process:
             self.world.after(0.001, stream.on_end, None)
         self.calls.clear()
         self.streams.clear()
+        for sender in self._arrived.values():
+            if sender.process is not None:
+                sender.process.after(0.1, sender.process._sent, self.host.member_id, False)
+        self._arrived.clear()
 
 
 def first_entries(members: list[int]) -> list[Entry]:

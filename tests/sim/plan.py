@@ -50,6 +50,7 @@ class Plan:
 
     # What is asked for, not a fault of anything
     transfer_interval_s: float
+    membership_interval_s: float
     compaction_interval_s: float
     checkpoint_interval_s: float
 
@@ -62,6 +63,7 @@ class Plan:
     max_apply_bytes: int
     recent_entries: int
     snapshot_count: int
+    catch_up_entries: int
     commit_interval_s: float
     inline_writes: bool
 
@@ -123,6 +125,7 @@ def draw_plan(seed: int) -> Plan:
         delay_s=draw.choice([0.0005, 0.002, 0.01, 0.04]),
         clock_drift=sometimes(0.001, 0.1),
         transfer_interval_s=sometimes(8, 60),
+        membership_interval_s=sometimes(2, 30),
         compaction_interval_s=sometimes(0.5, 10),
         checkpoint_interval_s=draw.choice([0.5, 2, 10]),
         heartbeat_interval_s=heartbeat_s,
@@ -132,7 +135,8 @@ def draw_plan(seed: int) -> Plan:
         max_message_bytes=draw.choice([1, 300, 2000, 1 << 20]),
         max_apply_bytes=draw.choice([1, 1000, 1 << 20]),
         recent_entries=draw.choice([1, 10, 5000]),
-        snapshot_count=draw.choice([5, 50, 10_000]),
+        snapshot_count=draw.choice([5, 20, 50, 10_000]),
+        catch_up_entries=draw.choice([2, 5, 50, 5_000]),
         commit_interval_s=draw.choice([0.0, 0.1, 0.1, 1.0]),
         inline_writes=draw.random() < 0.3,
         clients=draw.choice([3, 5, 8]),

@@ -21,15 +21,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from etcd_server.raft.messages import Message
 from etcd_server.raft.quorum import majority
-from etcd_server.services.events import Forwarded
 from tests.sim.clients import Clients
 from tests.sim.faults import CLASSES, Faults, free_disk
 from tests.sim.invariants import Invariants
 from tests.sim.leases import LeaseLedger
 from tests.sim.network import SHAPES, Network
-from tests.sim.node import Host
+from tests.sim.node import Cluster, Host
 from tests.sim.plan import Plan, draw_plan
 from tests.sim.verdict import judge
 from tests.sim.world import Violation, World
@@ -62,6 +60,12 @@ INTERESTING = (
     "lease kept alive",
     "lease ended",
     "outcome unknown",
+    "snapshot installed",
+    "snapshot refused",
+    "member added",
+    "member promoted",
+    "member removed",
+    "removed member ended",
 )
 
 
@@ -91,22 +95,18 @@ class Simulation:
         self.plan = plan
         self.world = World(plan)
         self.invariants = Invariants(self.world)
-        self.network = Network(self.world, self._deliver)
-        members = list(range(1, plan.voters + 1))
-        self.hosts = [
-            Host(self.world, self.network, self.invariants, member, members, scratch / f"m{member}")
-            for member in members
-        ]
-        self.invariants.hosts = {host.member_id: host for host in self.hosts}
-        for host in self.hosts:
-            stack.callback(host.close)
-        self.clients = Clients(self.world, self.hosts)
+        self.network = Network(self.world, lambda message: self.cluster.deliver(message))
+        self.cluster = Cluster(self.world, self.network, self.invariants, scratch)
+        stack.callback(self._close)
+        for member_id in self.cluster.first_members:
+            self.cluster.add_host(member_id)
+        self.hosts = self.cluster.hosts
+        self.clients = Clients(self.world, self.cluster)
         self.invariants.first_applied = LeaseLedger(self.world, self.clients.history.leases).applied
 
-    def _deliver(self, message: Message | Forwarded) -> None:
-        host = self.invariants.hosts.get(message.to)
-        if host is not None and host.process is not None:
-            host.process.deliver(message)
+    def _close(self) -> None:
+        for host in self.cluster.all_hosts.values():
+            host.close()
 
     def run(self) -> None:
         """Raises Violation."""
@@ -126,36 +126,37 @@ class Simulation:
         world, plan = self.world, self.plan
         world.trace("world", "everything heals")
         draw = world.source("healing")
-        core = self.hosts
-        if draw.random() < 0.4:
+        core = list(self.hosts)
+        # While members come and go the next change may need any of them.
+        if not plan.membership_interval_s and draw.random() < 0.4:
             core = sorted(
                 draw.sample(self.hosts, draw.randint(majority(len(self.hosts)), len(self.hosts))),
                 key=lambda host: host.member_id,
             )
         self.network.heal()
-        for host in self.hosts:
+        for host in list(self.hosts):
             free_disk(host)
             host.disk.sync_fails_at = None
             host.slow_until_s = 0.0
             if host not in core:
                 host.kill(1e9)
                 host.has_power = False
+                self.hosts.remove(host)
                 continue
             host.disk._dies_at = None
             host._get_power()
             host.start()
             if host.process is not None:
                 host.process.resume()
-        self.clients.hosts[:] = core
         # A member that was paused for long has to find out first, hence the constant.
-        self._wait("leader", 10 * 2 * plan.election_timeout_s + 5, lambda: self._have_leader(core))
+        self._wait("leader", 10 * 2 * plan.election_timeout_s + 5, lambda: self._have_leader())
         self.clients.is_asking = False
-        self._wait("quiet", LIVENESS_S, lambda: self._is_quiet(core))
+        self._wait("quiet", LIVENESS_S, lambda: self._is_quiet())
         world.run_until(world.now + 0.1)  # what has been sent arrives
         for watcher in self.clients.watchers:
-            if watcher.sessions and watcher.stream_id and watcher.host in core:
+            if watcher.sessions and watcher.stream_id and watcher.host in self.hosts:
                 watcher.sessions[-1].is_current = True
-        for host in core:
+        for host in self.hosts:
             assert host.process is not None
             engine = host.process.engine
             if len(engine.core.proposals) or engine.reads._asked or engine.reads._confirmed:
@@ -169,13 +170,13 @@ class Simulation:
                 raise Violation("liveness", f"no {what} within {limit_s:.1f} s: {self._describe()}")
             world.run_until(world.now + 0.25)
 
-    def _have_leader(self, core: Sequence[Host]) -> bool:
-        leaders = {host.process.engine.core.leader_id if host.process else 0 for host in core}
+    def _have_leader(self) -> bool:
+        leaders = {host.process.engine.core.leader_id if host.process else 0 for host in self.hosts}
         return len(leaders) == 1 and 0 not in leaders
 
-    def _is_quiet(self, core: Sequence[Host]) -> bool:
+    def _is_quiet(self) -> bool:
         ledger = self.invariants.ledger
-        for host in core:
+        for host in self.hosts:
             process = host.process
             if process is None or process.machine.applied_index != len(ledger):
                 return False
@@ -190,7 +191,7 @@ class Simulation:
             hub = process.engine.hub
             if hub._places.lagging or any(stream.paused for stream in hub._streams.values()):
                 return False
-        return self._have_leader(core) and self.clients.are_quiet
+        return self._have_leader() and self.clients.are_quiet
 
     def _describe(self) -> str:
         parts = []

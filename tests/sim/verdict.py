@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from etcd_server.api.errors import EtcdError
-from etcd_server.api.proto import rpc_pb2
+from etcd_server.api.proto import command_pb2, rpc_pb2
 from etcd_server.machine.mvcc import Outcome
+from etcd_server.raft.messages import EntryKind
 from tests.properties.store_model import Model, matching, select
 from tests.sim.history import RANGE, History, Operation, commands, settle_unknown
 from tests.sim.invariants import Invariants, Record
@@ -42,6 +43,7 @@ def judge(world: World, invariants: Invariants, history: History, hosts: Sequenc
     """All checks of a finished run. Raises Violation."""
     replay = replay_ledger(invariants.ledger)
     check_states(replay.model, hosts)
+    check_members(invariants.ledger, hosts)
     check_reads(history.operations, replay.model)
     if replay.model.leases:
         raise Violation(
@@ -130,6 +132,31 @@ def check_states(model: Model, hosts: Sequence[Host]) -> None:
         found = process.database.connection.execute("PRAGMA integrity_check").get
         if found != "ok":
             raise Violation("integrity", f"{host.name}: {found}")
+
+
+def check_members(ledger: Sequence[Record], hosts: Sequence[Host]) -> None:
+    """Every member knows the members that the changes in the log have made, in its state and in its raft."""
+    learners: dict[int, bool] = {}
+    for record in ledger:
+        if record.entry.kind is EntryKind.CONF_CHANGE and isinstance(record.outcomes[0], tuple):
+            change = command_pb2.ConfChange.FromString(record.entry.data)
+            if change.kind == change.REMOVE:
+                del learners[change.member.ID]
+            elif change.kind != change.UPDATE:
+                learners[change.member.ID] = change.kind == change.ADD_LEARNER
+    for host in hosts:
+        process = host.process
+        if process is None or process.machine.applied_index != len(ledger):
+            continue
+        stored = {int(row[0], 16): bool(row[4]) for row in _rows(host, "members")}
+        configuration = process.node.status.configuration
+        counted = {
+            **dict.fromkeys(configuration.voters, False),
+            **dict.fromkeys(configuration.learners, True),
+        }
+        for found in (stored, counted):
+            if found != learners:
+                raise Violation("members", f"{host.name} has {found}, the log says {learners}")
 
 
 def _rows(host: Host, table: str) -> list[Any]:
