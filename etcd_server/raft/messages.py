@@ -194,6 +194,8 @@ class Ready:
        this member's disk. For each CONF_CHANGE among them call `apply_conf_change`, for a refused one too.
     4. Answer `read_states` whose index has been applied.
 
+    5. Tell those who have passed on the proposals in `refused` that these were certainly not taken.
+
     `snapshot` replaces the whole state machine and the whole log (the log then begins after
     `snapshot.index`); it comes with no committed entries. `leader_id` (0: none known) and `term` are None
     unless one of them has changed. A Ready that is not `must_persist` needs no `advance`.
@@ -208,6 +210,7 @@ class Ready:
     leader_id: int | None = None
     term: int | None = None
     snapshot: Snapshot | None = None
+    refused: Sequence[ForwardProposal] = ()
 
     @property
     def must_persist(self) -> bool:

@@ -47,16 +47,17 @@ _EVERYBODY: Handlers = {
     VoteRequest: election.on_vote_request,
     ForwardReadResponse: requests.on_forward_read_response,
 }
+_NOT_LEADING: Handlers = {ForwardProposal: requests.turn_away_proposal}
 _LED: Handlers = {
     AppendRequest: replication.on_append_request,
     Heartbeat: replication.on_heartbeat,
     InstallSnapshot: replication.on_install_snapshot,
 }
-_CAMPAIGNING: Handlers = {**_EVERYBODY, **_LED, VoteResponse: election.on_vote_response}
+_CAMPAIGNING: Handlers = {**_EVERYBODY, **_LED, **_NOT_LEADING, VoteResponse: election.on_vote_response}
 
 # What each role does with a message; what is not in the table is of no interest to it, and ignored.
 HANDLERS: Mapping[Role, Handlers] = {
-    Role.FOLLOWER: {**_EVERYBODY, **_LED, TimeoutNow: election.on_timeout_now},
+    Role.FOLLOWER: {**_EVERYBODY, **_LED, **_NOT_LEADING, TimeoutNow: election.on_timeout_now},
     Role.PRE_CANDIDATE: _CAMPAIGNING,
     Role.CANDIDATE: _CAMPAIGNING,
     Role.LEADER: {
@@ -216,7 +217,8 @@ class Node:
         leader_id = raft.leader_id if raft.leader_id != self._told_leader else None
         term = raft.term if raft.term != self._told_term else None
         messages, read_states = raft.messages, raft.read_states
-        quiet = leader_id is None and term is None
+        refused = raft.refused
+        quiet = leader_id is None and term is None and not refused
         if quiet and not (unsaved or committed or hard_state or messages or read_states or snapshot):
             self._number -= 1
             return None
@@ -224,6 +226,8 @@ class Node:
             raft.messages = []
         if read_states:
             raft.read_states = []
+        if refused:
+            raft.refused = []
         if committed:
             if raft.uncommitted_bytes:
                 size = sum([len(entry.data) for entry in committed])
@@ -240,6 +244,7 @@ class Node:
             leader_id,
             term,
             snapshot,
+            refused,
         )
 
     def _has_nothing_new(self) -> bool:
@@ -247,7 +252,7 @@ class Node:
         raft, saved = self._raft, self._saved
         return (
             raft.log.has_nothing_new
-            and not (raft.messages or raft.promises or raft.read_states or raft.snapshot)
+            and not (raft.messages or raft.promises or raft.read_states or raft.snapshot or raft.refused)
             and raft.leader_id == self._told_leader
             and raft.term == self._told_term == saved.term
             and raft.vote == saved.vote

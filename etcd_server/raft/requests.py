@@ -1,8 +1,9 @@
 """What the caller asks for: proposals, reads, another leader. A leader takes it; a follower passes it on.
 
 A request that comes through another member belongs to no term: it is only a wish, and whoever leads when it
-arrives takes it from a member. Otherwise it is dropped there in silence; who asked notices by its own
-time-out and must count the outcome as unknown. A request made at a member without a leader is refused at once
+arrives takes it from a member. Otherwise it is dropped there; of a proposal that was dropped so its sender is
+to be told (`Ready.refused`), and may propose it again. Who hears nothing notices by its own time-out and must
+count the outcome as unknown. A request made at a member without a leader is refused at once
 (errors.Dropped).
 """
 
@@ -34,8 +35,17 @@ def propose(raft: Raft, kind: EntryKind, data: bytes) -> None:
 
 def on_forward_proposal(raft: Raft, message: ForwardProposal) -> None:
     """Another member passes a proposal on."""
-    if message.sender in raft.progress and not _refusal(raft, message.kind, message.data):
+    if message.sender not in raft.progress:
+        return
+    if _refusal(raft, message.kind, message.data):
+        raft.refused.append(message)
+    else:
         _append(raft, message.kind, message.data)
+
+
+def turn_away_proposal(raft: Raft, message: ForwardProposal) -> None:
+    """A proposal that was meant for the leader has come to a member that does not lead."""
+    raft.refused.append(message)
 
 
 def _refusal(raft: Raft, kind: EntryKind, data: bytes) -> str | None:

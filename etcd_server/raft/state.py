@@ -21,6 +21,7 @@ from etcd_server.raft.messages import (
     NO_MEMBER,
     Entry,
     EntryKind,
+    ForwardProposal,
     HardState,
     Message,
     ReadState,
@@ -89,7 +90,8 @@ class Role(Enum):
 
 
 class Raft:
-    """One member. `messages` go out with the next Ready; `promises` wait until what they promise is on disk.
+    """One member. `messages` go out with the next Ready; `promises` wait until what they promise is on disk;
+    `refused` are other members' proposals that this one has not taken.
 
     `peers`: all other members. `progress`: only while leading, one for each member, itself included.
     `term_start_index`: the leader's own EMPTY entry; once it is committed, commit_index is known to be the
@@ -118,6 +120,7 @@ class Raft:
         "random",
         "read_states",
         "reads",
+        "refused",
         "role",
         "snapshot",
         "sole_voter",
@@ -144,6 +147,7 @@ class Raft:
         self.messages: list[Message] = []
         self.promises: list[Message] = []
         self.read_states: list[ReadState] = []
+        self.refused: list[ForwardProposal] = []
         self.snapshot: Snapshot | None = None
         self.term = config.hard_state.term
         self.vote = config.hard_state.vote

@@ -213,6 +213,7 @@ class Engine:
             self.reads.repeat(now, after_s=0.0)
         core.leader_id = leader_id
         self.forwarding.leader_changed()
+        core.proposals.retry()
         if leader_id == self.settings.member_id:
             core.is_leader = True
             self.lease.promote()
@@ -223,6 +224,7 @@ class Engine:
         for begun_s, waiter in core.proposals.expired(now):
             self.counters.proposals_failed_total += 1
             core.answer(waiter, core.timed_out(begun_s))
+        core.proposals.retry()
         self.reads.repeat(now)
         for _, call_id, _ in self.reads.expired(now):
             self.counters.reads_failed_total += 1
@@ -311,6 +313,8 @@ class Engine:
             for entry in ready.committed_entries:
                 self.applier.apply(entry)
             self.reads.confirmed(ready.read_states)
+            if ready.refused:
+                self.forwarding.refuse(ready.refused)
         if self.machine.applied_term != self._seen_term:
             self._seen_term = self.machine.applied_term
             self._fail(self.core.proposals.lost(self._seen_term), errors.LeaderChanged())

@@ -54,7 +54,16 @@ class ForwardedAnswer:
     response: bytes
 
 
-Forwarded = ForwardedCall | ForwardedAnswer
+@dataclass(frozen=True, slots=True)
+class ProposalRefused:
+    """A proposal that raft has passed on was certainly not taken by the member that got it."""
+
+    to: int
+    sender: int
+    proposal_id: int
+
+
+Forwarded = ForwardedCall | ForwardedAnswer | ProposalRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ class Batch:
     messages: list[Message] = field(default_factory=list)
     """Raft messages from other members."""
     forwarded: list[Forwarded] = field(default_factory=list)
-    """Calls that other members pass on, and answers to those that this member has passed on."""
+    """Calls that other members pass on, and answers to what this member has passed on."""
     connected: list[tuple[int, bool]] = field(default_factory=list)
     """News of the links to other members: (member id, whether it is up now). A link that went down may have
     lost what was sent."""
@@ -130,7 +139,7 @@ class Effects:
     send: list[Message] = field(default_factory=list)
     """Raft messages for other members; they may leave at once."""
     forward: list[Forwarded] = field(default_factory=list)
-    """Calls passed on to the leader, and answers to calls of other members."""
+    """Calls passed on to the leader, and answers to what other members have passed on."""
     answers: list[Answer] = field(default_factory=list)
     """Unary calls answered: serialised response or error."""
     deliveries: list[tuple[int, bytes]] = field(default_factory=list)

@@ -23,8 +23,9 @@ from google.protobuf.message import DecodeError, Message
 from etcd_server.api import errors
 from etcd_server.api.encoding import read_varint
 from etcd_server.api.errors import EtcdError
+from etcd_server.raft.messages import ForwardProposal
 from etcd_server.services.core import Core
-from etcd_server.services.events import Forwarded, ForwardedAnswer, ForwardedCall
+from etcd_server.services.events import Forwarded, ForwardedAnswer, ForwardedCall, ProposalRefused
 
 RETRY_S = 0.5
 # Ids of other members' calls count down from here; those of the transport's own calls are far above.
@@ -155,10 +156,22 @@ class Forwarding:
     def take(self, arrived: Iterable[Forwarded]) -> None:
         """What other members have sent."""
         for one in arrived:
-            if isinstance(one, ForwardedCall):
-                self._serve(one)
-            else:
-                self._answered(one)
+            match one:
+                case ForwardedCall():
+                    self._serve(one)
+                case ForwardedAnswer():
+                    self._answered(one)
+                case ProposalRefused():
+                    self._core.proposals.turned_away(one.proposal_id)
+
+    def refuse(self, proposals: Iterable[ForwardProposal]) -> None:
+        """Tell other members which of their proposals raft has not taken."""
+        own_id = self._core.settings.member_id
+        for proposal in proposals:
+            # Both a Batch and a ConfChange (command.proto) begin with the proposal's id.
+            if proposal.data[:1] == b"\x08":
+                refused = ProposalRefused(proposal.sender, own_id, read_varint(proposal.data, 1)[0])
+                self._core.effects.forward.append(refused)
 
     def _serve(self, call: ForwardedCall) -> None:
         servable = self.servable.get(call.path)

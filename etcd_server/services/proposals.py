@@ -7,7 +7,8 @@ elsewhere, now or after a restart, parses it anew, so that there is one path onl
 
 A proposal is identified by a number that no other proposal of the cluster has: a random start for each boot
 of a member, counted up. An entry that raft has certainly not taken, because there is no leader, is kept and
-proposed again: an election delays changes, it does not fail them. An entry that was handed to a leader which
+proposed again: an election delays changes, it does not fail them. So is one that another member has refused,
+by another number, so that what is said twice is not done twice. An entry that was handed to a leader which
 then lost its place is never proposed again, since it may yet be applied.
 
 What a leader proposes of itself (`add_own`) travels in an entry of its own that is not kept: it rests on what
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from etcd_server.api.encoding import varint
+from etcd_server.api.encoding import read_varint, varint
 from etcd_server.api.errors import EtcdError
 
 MAX_ENTRY_BYTES = 4 * 1024 * 1024
@@ -50,10 +51,12 @@ Waiter = int | Callable[[Outcome], None] | None
 
 @dataclass(slots=True)
 class Pending:
-    """An entry that is waited for. `term`: of raft when it was handed over; 0 before that."""
+    """An entry that is waited for. `term`: of raft when it was handed over; 0 before that. `data`: as long as
+    it may have to be proposed again."""
 
     waiters: Sequence[Waiter]
     deadline_s: float
+    data: bytes = b""
     term: int = 0
 
 
@@ -79,6 +82,7 @@ class Proposals:
         self._own_waiters: list[Waiter] = []
         self._sealed: deque[Sealed] = deque()
         self._sealed_bytes = 0
+        self._turned_away: list[int] = []
         self._pending: OrderedDict[int, Pending] = OrderedDict()
 
     def add(self, tag: bytes, request: bytes, waiter: Waiter) -> None:
@@ -102,7 +106,7 @@ class Proposals:
         its own: its proposal id and data, to be handed to raft in this term at once."""
         proposal_id = self._next_id
         self._next_id += 1
-        self._pending[proposal_id] = Pending((waiter,), now + self.timeout_s, term)
+        self._pending[proposal_id] = Pending((waiter,), now + self.timeout_s, term=term)
         return proposal_id, b"\x08" + varint(proposal_id) + change
 
     def seal(self, now: float) -> None:
@@ -122,8 +126,8 @@ class Proposals:
     ) -> None:
         proposal_id = self._next_id
         self._next_id += 1
-        self._pending[proposal_id] = Pending(waiters, now + self.timeout_s)
         data = b"\x08" + varint(proposal_id) + b"".join(parts)
+        self._pending[proposal_id] = Pending(waiters, now + self.timeout_s, b"" if is_own else data)
         self._sealed.append(Sealed(proposal_id, data, is_own))
         self._sealed_bytes += len(data)
 
@@ -144,6 +148,28 @@ class Proposals:
     def taken(self, term: int) -> None:
         """Raft has taken the entry that `next_sealed` gave, in this term."""
         self._pending[self._drop_first().proposal_id].term = term
+
+    def turned_away(self, proposal_id: int) -> None:
+        """The member to which raft has passed an entry on has refused it: `retry` will have it proposed
+        again."""
+        pending = self._pending.get(proposal_id)
+        if pending is not None and pending.term and pending.data:
+            pending.term = 0
+            self._turned_away.append(proposal_id)
+
+    def retry(self) -> None:
+        """Some time has passed, or another member leads: propose again what was turned away."""
+        turned_away, self._turned_away = self._turned_away, []
+        for proposal_id in turned_away:
+            pending = self._pending.pop(proposal_id, None)
+            if pending is None:
+                continue
+            _, start = read_varint(pending.data, 1)
+            pending.data = b"\x08" + varint(self._next_id) + pending.data[start:]
+            self._pending[self._next_id] = pending
+            self._sealed.append(Sealed(self._next_id, pending.data, is_own=False))
+            self._sealed_bytes += len(pending.data)
+            self._next_id += 1
 
     def refused(self) -> Sequence[Waiter]:
         """The entry that `next_sealed` gave will not be proposed: those who waited for it."""
@@ -171,11 +197,9 @@ class Proposals:
     def expired(self, now: float) -> Iterator[tuple[float, Waiter]]:
         """(when it was added, waiter) of those whose outcome did not come in time; their entry may still be
         applied later."""
-        while self._pending:
-            proposal_id, pending = next(iter(self._pending.items()))
-            if pending.deadline_s > now:
-                return
-            del self._pending[proposal_id]
+        late = [number for number, pending in self._pending.items() if pending.deadline_s <= now]
+        for proposal_id in late:
+            pending = self._pending.pop(proposal_id)
             for waiter in pending.waiters:
                 yield pending.deadline_s - self.timeout_s, waiter
 

@@ -35,7 +35,7 @@ from etcd_server.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
-from etcd_server.services.events import Forwarded, ForwardedAnswer, ForwardedCall
+from etcd_server.services.events import Forwarded, ForwardedAnswer, ForwardedCall, ProposalRefused
 
 FRAME_VERSION = 1
 MAX_FRAME_BYTES = 8 * 1024 * 1024
@@ -81,12 +81,9 @@ _PLAIN: Sequence[tuple[type[Any], str, type[Any], tuple[str, ...]]] = (
     (ForwardTransfer, "forward_transfer", peer_pb2.ForwardTransfer, ("target",)),
 )
 # Fields of PeerMessage, number << 3 | 2, of those that are written by joining.
-_APPEND_REQUEST, _FORWARD_PROPOSAL, _FORWARDED_CALL, _FORWARDED_ANSWER = (
-    b"\x32",
-    b"\x62",
-    b"\x82\x01",
-    b"\x8a\x01",
-)
+_APPEND_REQUEST, _FORWARD_PROPOSAL = b"\x32", b"\x62"
+_FORWARDED_CALL, _FORWARDED_ANSWER = b"\x82\x01", b"\x8a\x01"
+_PROPOSAL_REFUSED = b"\x92\x01"
 
 
 # --- writing --------------------------------------------------------------------------------------------
@@ -170,6 +167,11 @@ def _forwarded_answer(answer: ForwardedAnswer) -> list[bytes]:
     return _joined(_head(answer.to, answer.sender, 0), _FORWARDED_ANSWER, parts)
 
 
+def _proposal_refused(refused: ProposalRefused) -> list[bytes]:
+    parts = [integer_field(1, refused.proposal_id)]
+    return _joined(_head(refused.to, refused.sender, 0), _PROPOSAL_REFUSED, parts)
+
+
 def _install_snapshot(message: InstallSnapshot) -> list[bytes]:
     snapshot = message.snapshot
     body = peer_pb2.InstallSnapshot(
@@ -189,6 +191,7 @@ _WRITERS: Mapping[type[Any], Callable[[Any], list[bytes]]] = {
     ForwardProposal: _forward_proposal,
     ForwardedCall: _forwarded_call,
     ForwardedAnswer: _forwarded_answer,
+    ProposalRefused: _proposal_refused,
     InstallSnapshot: _install_snapshot,
 }
 
@@ -258,6 +261,10 @@ def _read_forwarded_answer(message: peer_pb2.PeerMessage, body: peer_pb2.Forward
     return ForwardedAnswer(message.to, message.sender, body.call_id, body.code, body.text, body.response)
 
 
+def _read_proposal_refused(message: peer_pb2.PeerMessage, body: peer_pb2.ProposalRefused) -> ProposalRefused:
+    return ProposalRefused(message.to, message.sender, body.proposal_id)
+
+
 _READERS: Mapping[str, Callable[[peer_pb2.PeerMessage, Any], Any]] = {
     **{field: _plain_reader(message_class, names) for message_class, field, _, names in _PLAIN},
     "append_request": _read_append_request,
@@ -265,4 +272,5 @@ _READERS: Mapping[str, Callable[[peer_pb2.PeerMessage, Any], Any]] = {
     "install_snapshot": _read_install_snapshot,
     "forwarded_call": _read_forwarded_call,
     "forwarded_answer": _read_forwarded_answer,
+    "proposal_refused": _read_proposal_refused,
 }

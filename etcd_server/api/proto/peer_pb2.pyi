@@ -86,6 +86,7 @@ class PeerMessage(_message.Message):
     FORWARD_TRANSFER_FIELD_NUMBER: _builtins.int
     FORWARDED_CALL_FIELD_NUMBER: _builtins.int
     FORWARDED_ANSWER_FIELD_NUMBER: _builtins.int
+    PROPOSAL_REFUSED_FIELD_NUMBER: _builtins.int
     to: _builtins.int
     sender: _builtins.int
     term: _builtins.int
@@ -117,6 +118,8 @@ class PeerMessage(_message.Message):
     def forwarded_call(self) -> Global___ForwardedCall: ...
     @_builtins.property
     def forwarded_answer(self) -> Global___ForwardedAnswer: ...
+    @_builtins.property
+    def proposal_refused(self) -> Global___ProposalRefused: ...
     def __init__(
         self,
         *,
@@ -137,12 +140,13 @@ class PeerMessage(_message.Message):
         forward_transfer: Global___ForwardTransfer | None = ...,
         forwarded_call: Global___ForwardedCall | None = ...,
         forwarded_answer: Global___ForwardedAnswer | None = ...,
+        proposal_refused: Global___ProposalRefused | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append_request", b"append_request", "append_response", b"append_response", "forward_proposal", b"forward_proposal", "forward_read", b"forward_read", "forward_read_response", b"forward_read_response", "forward_transfer", b"forward_transfer", "forwarded_answer", b"forwarded_answer", "forwarded_call", b"forwarded_call", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "install_snapshot", b"install_snapshot", "kind", b"kind", "timeout_now", b"timeout_now", "vote_request", b"vote_request", "vote_response", b"vote_response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_request", b"append_request", "append_response", b"append_response", "forward_proposal", b"forward_proposal", "forward_read", b"forward_read", "forward_read_response", b"forward_read_response", "forward_transfer", b"forward_transfer", "forwarded_answer", b"forwarded_answer", "forwarded_call", b"forwarded_call", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "install_snapshot", b"install_snapshot", "kind", b"kind", "proposal_refused", b"proposal_refused", "timeout_now", b"timeout_now", "vote_request", b"vote_request", "vote_response", b"vote_response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_request", b"append_request", "append_response", b"append_response", "forward_proposal", b"forward_proposal", "forward_read", b"forward_read", "forward_read_response", b"forward_read_response", "forward_transfer", b"forward_transfer", "forwarded_answer", b"forwarded_answer", "forwarded_call", b"forwarded_call", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "install_snapshot", b"install_snapshot", "kind", b"kind", "sender", b"sender", "term", b"term", "timeout_now", b"timeout_now", "to", b"to", "vote_request", b"vote_request", "vote_response", b"vote_response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_request", b"append_request", "append_response", b"append_response", "forward_proposal", b"forward_proposal", "forward_read", b"forward_read", "forward_read_response", b"forward_read_response", "forward_transfer", b"forward_transfer", "forwarded_answer", b"forwarded_answer", "forwarded_call", b"forwarded_call", "heartbeat", b"heartbeat", "heartbeat_response", b"heartbeat_response", "install_snapshot", b"install_snapshot", "kind", b"kind", "proposal_refused", b"proposal_refused", "sender", b"sender", "term", b"term", "timeout_now", b"timeout_now", "to", b"to", "vote_request", b"vote_request", "vote_response", b"vote_response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["vote_request", "vote_response", "append_request", "append_response", "heartbeat", "heartbeat_response", "install_snapshot", "timeout_now", "forward_proposal", "forward_read", "forward_read_response", "forward_transfer", "forwarded_call", "forwarded_answer"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["vote_request", "vote_response", "append_request", "append_response", "heartbeat", "heartbeat_response", "install_snapshot", "timeout_now", "forward_proposal", "forward_read", "forward_read_response", "forward_transfer", "forwarded_call", "forwarded_answer", "proposal_refused"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -513,3 +517,24 @@ class ForwardedAnswer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForwardedAnswer: _TypeAlias = ForwardedAnswer  # noqa: Y015
+
+@_typing.final
+class ProposalRefused(_message.Message):
+    """A ForwardProposal was certainly not taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROPOSAL_ID_FIELD_NUMBER: _builtins.int
+    proposal_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        proposal_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["proposal_id", b"proposal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProposalRefused: _TypeAlias = ProposalRefused  # noqa: Y015

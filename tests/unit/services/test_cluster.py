@@ -169,6 +169,32 @@ def test_without_a_quorum_requests_time_out(cluster: Cluster) -> None:
     assert "etcdserver: no leader" in member.call(STATUS, rpc_pb2.StatusRequest()).errors
 
 
+def test_a_change_that_meets_a_leader_on_its_way_out_goes_to_the_next(cluster: Cluster) -> None:
+    old, member = cluster.leader, cluster.followers[0]
+    assert old.engine.hand_over()
+    call_ids = member.send(PUT, put(b"a"), put(b"b"))
+    cluster.settle()
+    assert not old.engine.core.is_leader
+    cluster.wait(lambda: call_ids[1] in member.answers, "the answer", limit_s=1.0)
+    assert [member.result(PUT, call_id).header.revision for call_id in call_ids] == [2, 3]
+    assert member.call(RANGE, get(b"a")).kvs[0].version == 1
+
+
+def test_a_change_that_goes_to_who_does_not_lead_any_more_is_passed_on_again(cluster: Cluster) -> None:
+    """The member believes in its old leader; that one follows another already."""
+    old, (member, new) = cluster.leader, cluster.followers
+    cluster.is_cut = lambda sender, to: new.number in (sender, to) and member.number in (sender, to)
+    old.engine.node.transfer_leadership(new.number)
+    old.turn()
+    cluster.wait(lambda: new.engine.core.is_leader, "the hand-over")
+    assert member.engine.core.leader_id in (old.number, 0)
+    [call_id] = member.send(PUT, put(b"k"))
+    cluster.settle()
+    cluster.is_cut = lambda sender, to: False
+    cluster.wait(lambda: call_id in member.answers, "the answer", limit_s=5.0)
+    assert member.result(PUT, call_id).header.revision == 2
+
+
 def test_a_member_that_hears_its_leader_but_does_not_reach_it_says_so(cluster: Cluster) -> None:
     leader, member = cluster.leader, cluster.followers[0]
     cluster.is_cut = lambda sender, to: (sender, to) == (member.number, leader.number)

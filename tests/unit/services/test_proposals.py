@@ -72,3 +72,62 @@ def test_those_who_wait_too_long_are_given_back_once() -> None:
 
 def test_nothing_gathered_is_no_entry() -> None:
     assert take(p.Proposals(0, 1.0), 0.0) == []
+
+
+def test_what_another_member_has_refused_is_proposed_again_by_another_number() -> None:
+    proposals = p.Proposals(first_id=5, timeout_s=7.0)
+    proposals.add(p.PUT, rpc_pb2.PutRequest(key=b"k").SerializeToString(), 1)
+    [(first, data)] = take(proposals, 0.0)
+    proposals.turned_away(first)
+    proposals.turned_away(first)
+    assert take(proposals, 0.1) == []
+    assert list(proposals.lost(term=9)) == []
+    proposals.retry()
+    [(second, again)] = take(proposals, 0.2)
+    assert second != first
+    assert parse(again).proposal_id == second
+    assert parse(again).commands == parse(data).commands
+    proposals.turned_away(first)
+    proposals.retry()
+    assert take(proposals, 0.3) == []
+    assert list(proposals.pop(first)) == []
+    assert list(proposals.lost(term=9)) == [1]
+
+
+def test_a_refused_proposal_keeps_its_time_limit() -> None:
+    proposals = p.Proposals(first_id=5, timeout_s=7.0)
+    for call_id, now in ((1, 0.0), (2, 1.0)):
+        proposals.add(p.PUT, b"", call_id)
+        [(proposal_id, _)] = take(proposals, now)
+        if call_id == 1:
+            proposals.turned_away(proposal_id)
+            proposals.retry()
+            take(proposals, now)
+    assert list(proposals.expired(7.5)) == [(0.0, 1)]
+    assert list(proposals.expired(8.0)) == [(1.0, 2)]
+
+
+def test_what_the_leader_proposes_of_itself_has_an_entry_of_its_own() -> None:
+    proposals = p.Proposals(0, 1.0)
+    proposals.add_own(p.LEASE_REVOKE, b"", None)
+    proposals.add(p.PUT, b"", 1)
+    proposals.seal(0.0)
+    first = proposals.next_sealed()
+    assert first is not None and not first.is_own
+    proposals.taken(term=1)
+    second = proposals.next_sealed()
+    assert second is not None and second.is_own
+    assert list(proposals.refused()) == [None]
+    assert proposals.next_sealed() is None
+
+
+def test_no_more_is_kept_than_memory_allows() -> None:
+    proposals = p.Proposals(0, 1.0)
+    entries = p.MAX_KEPT_BYTES // p.MAX_ENTRY_BYTES + 4
+    for call_id in range(entries):
+        proposals.add(p.PUT, b"x" * p.MAX_ENTRY_BYTES, call_id)
+    proposals.seal(0.0)
+    refused = list(proposals.overflow())
+    assert refused == list(range(entries - 1, entries - 1 - len(refused), -1))
+    assert 4 <= len(refused) <= 6
+    assert list(proposals.overflow()) == []

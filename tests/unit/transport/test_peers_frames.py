@@ -12,7 +12,7 @@ from etcd_server.api.proto import peer_pb2
 from etcd_server.raft import messages as raft
 from etcd_server.raft.confchange import Configuration
 from etcd_server.raft.messages import Entry, EntryKind, Message, Snapshot
-from etcd_server.services.events import ForwardedAnswer, ForwardedCall
+from etcd_server.services.events import ForwardedAnswer, ForwardedCall, ProposalRefused
 from etcd_server.transport import peer_frames
 from etcd_server.transport.peer_frames import FrameError
 
@@ -43,6 +43,7 @@ EVERY = [
     ForwardedCall(A, B, 1 << 33, "/etcdserverpb.Lease/LeaseKeepAlive", b"\x08\x07"),
     ForwardedAnswer(A, B, 1 << 33, 0, "", b"answer"),
     ForwardedAnswer(A, B, 1, 14, "etcdserver: not leader", b""),
+    ProposalRefused(A, B, 1 << 50),
 ]
 
 
