@@ -665,7 +665,8 @@ def test_close_is_quick_when_nothing_is_open() -> None:
 
 
 def test_a_client_may_ping_for_each_piece_of_a_large_answer(served: Owner) -> None:
-    """gRPC measures the round trip by a ping again and again while data comes; grpc-go forgives each of them."""
+    """gRPC measures the round trip by a ping again and again while data comes; grpc-go forgives each of
+    them."""
     answer = b"x" * 150_000_000
     options = [("grpc.max_receive_message_length", -1)]
     for name in (b"large 1", b"large 2", b"large 3"):
