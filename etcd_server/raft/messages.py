@@ -184,8 +184,9 @@ class Ready:
 
     1. Send `messages` at once. What they say does not depend on anything in this or an earlier Ready being on
        disk: the core keeps such messages back until `advance`. An InstallSnapshot among them asks the caller
-       to take a consistent copy of the state machine at just `snapshot.index`, which is what it has applied
-       when it gets this Ready, to send it along, and to say how that went by `report_snapshot`.
+       to take a consistent copy of the state machine at `snapshot.index`, which is what it has applied when
+       it gets this Ready, or at a later index, to send it along, and to say how that went by
+       `report_snapshot`. Of a later copy the message says index, term and configuration as the copy has them.
     2. When `must_persist`: write `snapshot`, `hard_state` and `entries` to disk, in ONE synced step, Readys
        in
        their order, on any thread; then call `advance(number)`. The first of `entries` may lie at or below the

@@ -452,7 +452,12 @@ class MetricsSnapshot:
     ] = None
     snapshots_not_sent: Annotated[
         Mapping[tuple[str, ...], float] | None,
-        Labelled("etcd_network_snapshot_send_failures", "counter", ("To",), "Snapshots that were not."),
+        Labelled(
+            "etcd_network_snapshot_send_failures",
+            "counter",
+            ("To",),
+            "Snapshots that members did not take in.",
+        ),
     ] = None
     snapshots_being_sent: Annotated[
         Mapping[tuple[str, ...], float] | None,
