@@ -43,6 +43,7 @@ LONGEST_JOURNAL_BYTES = 256 * 1024 * 1024
 MOST_TICKS_AT_ONCE = 100
 # How often round trips to other members are noted, and systemd is asked for more time.
 OBSERVE_INTERVAL_S = 1.0
+LITTLE_BYTES = 2048
 PATIENCE_S = 30.0
 
 
@@ -105,7 +106,7 @@ class Loop:
             wait_s = 0.0 if more_work else self._last_tick_s + self._tick_s - time.monotonic()
             batch, now = self._gather(min(max(0.0, wait_s), LONGEST_WAIT_S))
             effects = engine.handle(batch, now)
-            self._perform(effects, alone=transport.open_calls == 1)
+            self._perform(effects, alone=self._is_alone(effects))
             more_work = effects.more_work
             if engine.core.state_full != ("state" in self._full):
                 self._take_disk_state("state", engine.core.state_full)
@@ -122,6 +123,14 @@ class Loop:
                 if self._is_to_leave(now):
                     self._on_removed()
                     return self._stop()
+
+    def _is_alone(self, effects: Effects) -> bool:
+        """Whether one client waits and nobody else: its call is the only one here, or, at another member,
+        what is to be written is as little as one client's."""
+        open_calls = self._transport.open_calls
+        if open_calls or not effects.persist:
+            return open_calls == 1
+        return sum(len(entry.data) for ready in effects.persist for entry in ready.entries) <= LITTLE_BYTES
 
     def _gather(self, wait_s: float) -> tuple[Batch, float]:
         """Wait for something to do: the turn's batch, and its time."""
@@ -263,17 +272,16 @@ class Loop:
         engine = self._engine
         if not engine.hand_over():
             return
+        own_id = engine.settings.member_id
         deadline_s = time.monotonic() + engine.settings.election_timeout_s
         wait_s = 0.0
-        while engine.core.is_leader and time.monotonic() < deadline_s:
+        while engine.core.leader_id in (0, own_id) and time.monotonic() < deadline_s:
             self._turn_away(wait_s)
             wait_s = self._tick_s
-        done = (
-            "could not hand the leadership over in time"
-            if engine.core.is_leader
-            else "leadership handed over"
-        )
-        log.info(done, extra={"leader-id": f"{engine.core.leader_id:x}"})
+        if engine.core.leader_id in (0, own_id):
+            log.warning("could not hand the leadership over in time")
+        else:
+            log.info("handed the leadership over", extra={"leader-id": f"{engine.core.leader_id:x}"})
 
     def _turn_away(self, wait_s: float) -> None:
         """A turn in which what is under way goes on, and whoever comes is told that the member stops."""

@@ -148,7 +148,7 @@ def test_a_leader_killed_under_load_is_replaced_and_nothing_that_was_answered_is
                 kvs = calls.range(key=prefix, range_end=prefix[:-1] + b"0", keys_only=True).kvs
                 found = {int(kv.key.removeprefix(prefix)) for kv in kvs}
                 assert set(writer.answered) <= found
-    assert max(writer.longest_pause_s for writer in writers) < 4.0
+    assert max(writer.longest_pause_s for writer in writers) < 10.0
     unknown = {failure for writer in writers for failure in writer.failures}
     assert all("leader changed" in text or "connect" in text or "Socket" in text for text in unknown), unknown
 
