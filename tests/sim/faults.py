@@ -32,6 +32,10 @@ class Scene(NamedTuple):
     def up(self) -> list[Host]:
         return [host for host in self.hosts if host.process is not None]
 
+    def leaders(self) -> list[Host]:
+        """Those that think that they lead."""
+        return [host for host in self.hosts if host.process and host.process.engine.core.is_leader]
+
     def some_host(self) -> Host | None:
         up = self.up()
         return self.draw.choice(up) if up else None
@@ -71,8 +75,7 @@ def stop(scene: Scene) -> bool:
 
 def pause(scene: Scene) -> bool:
     """Half of the time it is the leader: an old leader that wakes up is the dangerous one."""
-    up = scene.up()
-    leaders = [host for host in up if host.process is not None and host.process.engine.core.is_leader]
+    up, leaders = scene.up(), scene.leaders()
     if not up:
         return False
     host = scene.draw.choice(leaders if leaders and scene.draw.random() < 0.5 else up)
@@ -86,7 +89,9 @@ def partition(scene: Scene) -> bool:
     if len(members) < 2:
         return False
     shape = scene.draw.choice(list(SHAPES))
-    paths = SHAPES[shape](scene.draw, members)
+    leaders = scene.leaders()
+    about = leaders if leaders and scene.draw.random() < 0.5 else scene.hosts
+    paths = SHAPES[shape](scene.draw, members, scene.draw.choice(about).member_id)
     if not paths:
         return False
     duration_s = scene.draw.uniform(0.2, scene.plan.longest_partition_s)

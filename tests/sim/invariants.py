@@ -17,7 +17,6 @@ from etcd_server.machine.mvcc import Outcome
 from etcd_server.raft.messages import (
     AppendResponse,
     Entry,
-    HardState,
     Message,
     Ready,
     VoteRequest,
@@ -25,7 +24,6 @@ from etcd_server.raft.messages import (
 )
 from etcd_server.raft.quorum import majority
 from etcd_server.raft.state import Role
-from etcd_server.storage.extent import Extent
 from tests.sim.world import Violation, World
 
 if TYPE_CHECKING:

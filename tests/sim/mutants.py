@@ -5,8 +5,8 @@ seeds; `seeds` are some that found it, tried first. Numbers are those of the lis
 that begin with R are of the same kind, in the consensus core itself. The `canary` is a bug that no run can
 miss: it proves that failures are reported at all.
 
-Numbers that are not here belong to what the simulated members do not have: locks (M19), users (M21), addresses
-(M23); and a second snapshot while one is put in place (M16) cannot be there, because that takes no time here.
+Numbers that are not here belong to what the simulated members do not have: locks (M19), users (M21) and
+addresses (M23). A second snapshot while one is put in place (M16) cannot be there: that takes no time here.
 """
 
 from __future__ import annotations
@@ -382,6 +382,7 @@ MUTANTS = (
     Mutant("M2", "a single member answers before the log is synced", answer_before_persisted),
     Mutant("M3", "term and vote are not saved", vote_is_not_saved),
     Mutant("M4", "an append is acknowledged before it is synced", acknowledge_before_sync),
+    Mutant("M5", "a snapshot takes the place of state and log without a plan", snapshot_without_a_plan),
     Mutant(
         "M6", "after a restart the revision is that of the rows that survive", revision_from_surviving_rows
     ),

@@ -120,6 +120,9 @@ class Network:
 
 # --- shapes of partitions -----------------------------------------------------------------------------------
 
+Shape = Callable[[random.Random, list[int], int], set[Path]]
+"""Of (source, members, the one that it is about where it is about one) the paths that are cut."""
+
 
 def between(some: Iterable[int], others: Iterable[int]) -> set[Path]:
     """All paths between two sides, both ways."""
@@ -127,49 +130,52 @@ def between(some: Iterable[int], others: Iterable[int]) -> set[Path]:
     return {path for a in some for b in others if a != b for path in ((a, b), (b, a))}
 
 
-def halves(draw: random.Random, members: list[int]) -> set[Path]:
+def halves(draw: random.Random, members: list[int], one: int) -> set[Path]:
     """Two sides of any size."""
     side = draw.sample(members, draw.randrange(1, len(members)))
     return between(side, [member for member in members if member not in side])
 
 
-def isolate(draw: random.Random, members: list[int]) -> set[Path]:
+def isolate(draw: random.Random, members: list[int], one: int) -> set[Path]:
     """One member alone."""
-    alone = draw.choice(members)
-    return between([alone], members)
+    return between([one], members)
 
 
-def ring(draw: random.Random, members: list[int]) -> set[Path]:
+def ring(draw: random.Random, members: list[int], one: int) -> set[Path]:
     """Each sees its two neighbours only."""
     order = draw.sample(members, len(members))
     kept = {frozenset((a, order[n - 1])) for n, a in enumerate(order)}
     return {(a, b) for a in members for b in members if a != b and frozenset((a, b)) not in kept}
 
 
-def bridge(draw: random.Random, members: list[int]) -> set[Path]:
+def bridge(draw: random.Random, members: list[int], one: int) -> set[Path]:
     """Two sides, and one member that sees both."""
-    order = draw.sample(members, len(members))
-    middle = (len(order) - 1) // 2
-    return between(order[1 : 1 + middle], order[1 + middle :])
+    order = draw.sample([member for member in members if member != one], len(members) - 1)
+    middle = len(order) // 2
+    return between(order[:middle], order[middle:])
 
 
-def one_way(draw: random.Random, members: list[int]) -> set[Path]:
-    """One member is heard by nobody, or hears nobody."""
-    one, deaf = draw.choice(members), draw.random() < 0.5
-    return {(other, one) if deaf else (one, other) for other in members if other != one}
+def deaf(draw: random.Random, members: list[int], one: int) -> set[Path]:
+    """One member hears nobody."""
+    return {(other, one) for other in members if other != one}
 
 
-def one_path(draw: random.Random, members: list[int]) -> set[Path]:
+def mute(draw: random.Random, members: list[int], one: int) -> set[Path]:
+    """One member is heard by nobody."""
+    return {(one, other) for other in members if other != one}
+
+
+def one_path(draw: random.Random, members: list[int], one: int) -> set[Path]:
     """A single direction between two members."""
-    a, b = draw.sample(members, 2)
-    return {(a, b)}
+    return {(one, draw.choice([member for member in members if member != one]))}
 
 
-SHAPES: dict[str, Callable[[random.Random, list[int]], set[Path]]] = {
+SHAPES: dict[str, Shape] = {
     "halves": halves,
     "isolate": isolate,
     "ring": ring,
     "bridge": bridge,
-    "one way": one_way,
+    "deaf": deaf,
+    "mute": mute,
     "one path": one_path,
 }

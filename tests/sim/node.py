@@ -653,8 +653,8 @@ class Process:
         self.world.trace(host.name, f"installs a snapshot of entry {received.snapshot.index}")
         gathered, self._unwritten = [*self._unwritten, *readies], []
         host.installing = received.snapshot.index
-        if self.plan.power_cut_interval_s and host.draw.random() < 0.2:
-            disk.cut_power_within(60)
+        if self.plan.power_cut_interval_s and host.draw.random() < 0.4:
+            disk.cut_power_within(40)
         for ready in gathered:
             if ready.snapshot is not None:
                 assert ready.snapshot == received.snapshot

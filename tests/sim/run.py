@@ -27,7 +27,7 @@ from tests.sim.faults import CLASSES, Faults, free_disk
 from tests.sim.invariants import Invariants
 from tests.sim.leases import LeaseLedger
 from tests.sim.network import SHAPES, Network
-from tests.sim.node import Cluster, Host
+from tests.sim.node import Cluster
 from tests.sim.plan import Plan, draw_plan
 from tests.sim.verdict import judge
 from tests.sim.world import Violation, World
@@ -157,7 +157,8 @@ class Simulation:
             if watcher.sessions and watcher.stream_id and watcher.host in self.hosts:
                 watcher.sessions[-1].is_current = True
         for host in self.hosts:
-            assert host.process is not None
+            if host.process is None:
+                raise Violation("liveness", f"{host.name} has ended, though nothing is wrong")
             engine = host.process.engine
             if len(engine.core.proposals) or engine.reads._asked or engine.reads._confirmed:
                 raise Violation("bounds", f"{host.name} still has somebody waiting")
@@ -199,13 +200,14 @@ class Simulation:
             if host.process is None:
                 parts.append(f"{host.name} is down")
             else:
-                status = host.process.node.status
+                status, engine = host.process.node.status, host.process.engine
                 parts.append(
                     f"{host.name} {status.role.value} term {status.term} leader {status.leader_id} "
                     f"last {status.last_index} commit {status.commit_index} applied {status.applied_index} "
-                    f"waiting {len(host.process.engine.core.proposals)}+{len(host.process.engine.reads._asked)}"
+                    f"waiting {len(engine.core.proposals)}+{len(engine.reads._asked)}"
                 )
-        return f"{'; '.join(parts)}; ledger {len(self.invariants.ledger)}, clients quiet {self.clients.are_quiet}"
+        clients = "quiet" if self.clients.are_quiet else "waiting"
+        return f"{'; '.join(parts)}; ledger {len(self.invariants.ledger)}, clients {clients}"
 
     def is_void(self) -> bool:
         """Clients got less than half of what a whole cluster would have done for them."""

@@ -39,13 +39,11 @@ def check_watch(sessions: Sequence[WatchSession], truth: Truth) -> None:
         check_session(session, truth)
 
 
-def wanted(request: rpc_pb2.WatchCreateRequest, event: Event) -> bool:
-    """Whether a watch asks for an event."""
-    key, end = request.key, request.range_end
-    inside = (
-        event.kv.key == key if not end else (event.kv.key >= key and (end == b"\0" or event.kv.key < end))
-    )
-    return inside and (1 if event.is_deletion else 0) not in request.filters
+def wanted(request: rpc_pb2.WatchCreateRequest, key: bytes, *, is_deletion: bool) -> bool:
+    """Whether a watch asks for events of this kind on this key."""
+    low, end = request.key, request.range_end
+    inside = key == low if not end else key >= low and (end == b"\0" or key < end)
+    return inside and (1 if is_deletion else 0) not in request.filters
 
 
 def check_session(session: WatchSession, truth: Truth) -> None:
@@ -78,13 +76,17 @@ def check_session(session: WatchSession, truth: Truth) -> None:
             raise Violation(name, f"revision {first} comes in two responses, {_where(session)}")
         fragments_of = last if response.fragment else 0
         received.extend(response.events)
-    expected = [event for event in truth.events if event.revision >= start and wanted(request, event)]
+    expected = [
+        event
+        for event in truth.events
+        if event.revision >= start and wanted(request, event.kv.key, is_deletion=event.is_deletion)
+    ]
     _compare(session, received, expected, bookmark)
     if session.is_current and not compacted and start and len(received) < len(expected):
         raise Violation(
             "watch reliable",
-            f"{len(received)} of {len(expected)} events came; next {_expected_text(expected[len(received)])}, "
-            f"{_where(session)}",
+            f"{len(received)} of {len(expected)} events came; "
+            f"next {_expected_text(expected[len(received)])}, {_where(session)}",
         )
 
 
@@ -99,7 +101,8 @@ def _compare(
             raise Violation("watch unique", f"{kv_text(event.kv)} came twice, {_where(session)}")
         if position and event.kv.mod_revision < received[position - 1].kv.mod_revision:
             raise Violation("watch ordered", f"{kv_text(event.kv)} came late, {_where(session)}")
-        if position >= len(expected):
+        is_deletion = event.type == kv_pb2.Event.DELETE
+        if position >= len(expected) or not wanted(request, event.kv.key, is_deletion=is_deletion):
             raise Violation("watch filter", f"{kv_text(event.kv)} was not asked for, {_where(session)}")
         truth = expected[position]
         if (event.kv.key, event.kv.mod_revision) != (truth.kv.key, truth.kv.mod_revision):
@@ -112,7 +115,7 @@ def _compare(
             raise Violation(
                 name, f"{kv_text(event.kv)} instead of {_expected_text(truth)}, {_where(session)}"
             )
-        if (event.type == kv_pb2.Event.DELETE) != truth.is_deletion or event.kv != truth.kv:
+        if is_deletion != truth.is_deletion or event.kv != truth.kv:
             created = event.kv.create_revision == event.kv.mod_revision
             name = "watch is create" if created != (truth.kv.version == 1) else "watch reliable"
             raise Violation(

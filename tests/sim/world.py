@@ -84,7 +84,7 @@ def describe(detail: Any) -> str:
     elif is_dataclass(detail):
         values = [(field.name, getattr(detail, field.name)) for field in fields(detail)]
         text = " ".join(
-            f"{name}={value}" for name, value in values if value or value == 0 and name == "index"
+            f"{name}={value}" for name, value in values if value or (value == 0 and name == "index")
         )
         text = f"{type(detail).__name__} {text}"
     else:
