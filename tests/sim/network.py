@@ -4,8 +4,8 @@ A message may be lost, doubled, overtaken or late; a path may be cut, in one dir
 clogged: what is under way then arrives when it opens. Without the fault "reordering" a path keeps the order,
 as the links between members do.
 
-Wishes (a forwarded proposal, read or transfer) are never doubled: a link is a stream that hands each frame
-over at most once, and a proposal that arrives twice is two proposals.
+Wishes and forwarded calls, and the answers to them, are never doubled: a link is a stream that hands each
+frame over at most once, and a proposal that arrives twice is two proposals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from etcd_server.raft.messages import (
     ForwardTransfer,
     Message,
 )
-from etcd_server.services.events import Forwarded, ForwardedAnswer, ForwardedCall
+from etcd_server.services.events import Forwarded, ForwardedAnswer, ForwardedCall, ProposalRefused
 from tests.sim.world import World
 
 AT_MOST_ONCE = (
@@ -30,6 +30,7 @@ AT_MOST_ONCE = (
     ForwardTransfer,
     ForwardedCall,
     ForwardedAnswer,
+    ProposalRefused,
 )
 Path = tuple[int, int]
 

@@ -39,8 +39,6 @@ from etcd_server.services.events import (
     Batch,
     Effects,
     Forwarded,
-    ForwardedAnswer,
-    ForwardedCall,
     ReceivedSnapshot,
     SnapshotRequest,
 )
@@ -572,10 +570,10 @@ class Process:
 
     def deliver(self, message: Message | Forwarded) -> None:
         """A message of another member has arrived."""
-        if isinstance(message, ForwardedCall | ForwardedAnswer):
-            self.batch.forwarded.append(message)
-        else:
+        if isinstance(message, Message):
             self.batch.messages.append(message)
+        else:
+            self.batch.forwarded.append(message)
         self.wake()
 
     def linked(self, member_id: int, *, is_up: bool) -> None:
