@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from etcd_server.machine.watchers import WatchHub
+from etcd_server.raft.confchange import Configuration
 from etcd_server.raft.messages import InstallSnapshot, Message, Snapshot
 from etcd_server.raft.node import Node
 from etcd_server.raft.progress import ProgressState
@@ -100,11 +101,15 @@ class Snapshots:
 
     # --- receiving ----------------------------------------------------------------------------------------
 
-    def refusal(self, term: int, index: int) -> str | None:
+    def refusal(self, sender: int, term: int, index: int) -> str | None:
         """Why a snapshot of this term and index need not be sent to here; None when it may be of use."""
         if term < self._node.term:
             return f"a snapshot of term {term}, the member is in term {self._node.term}"
         if index <= self._core.machine.applied_index:
+            # The answer to an earlier one may have been lost, and the sender would offer this for ever: raft
+            # tells it how far this member is. It looks at nothing else of a snapshot that it has.
+            known = Snapshot(index, term, Configuration(()))
+            self._node.step(InstallSnapshot(self._core.settings.member_id, sender, term, known))
             return f"a snapshot of entry {index}, the member has applied {self._core.machine.applied_index}"
         if self._core.refuses_everything:
             return "no space left on the device of the member"

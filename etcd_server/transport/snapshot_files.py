@@ -243,7 +243,7 @@ class SnapshotFiles:
             return
         refusal = self._judge(greeting)
         if refusal is None:
-            reason = self._engine.snapshots.refusal(offer.term, offer.index)
+            reason = self._engine.snapshots.refusal(greeting.member_id, offer.term, offer.index)
             refusal = None if reason is None else Refusal(REFUSED, reason)
         path = None if refusal is not None else self._workshop.path_for(file_id, offer.size_bytes)
         if path is None:

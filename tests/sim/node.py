@@ -622,7 +622,7 @@ class Process:
             number, disk.path(f"received-{number}"), sender.member_id, request.term, stands_for
         )
         self._arrived[number] = sender
-        if self.engine.snapshots.refusal(request.term, contents.applied_index) is not None:
+        if self.engine.snapshots.refusal(sender.member_id, request.term, contents.applied_index) is not None:
             self._report_snapshot(received, taken=False)
             return
         try:

@@ -10,7 +10,7 @@ import apsw
 import pytest
 
 from etcd_server.api.proto import rpc_pb2
-from etcd_server.raft.messages import InstallSnapshot, Snapshot
+from etcd_server.raft.messages import AppendResponse, InstallSnapshot, Snapshot
 from etcd_server.raft.progress import ProgressState
 from etcd_server.services.events import Batch
 from etcd_server.services.snapshots import RETRY_S
@@ -284,9 +284,23 @@ def test_a_snapshot_that_nobody_needs_is_refused(cluster: Cluster) -> None:
     heal_and_wait(cluster, behind)
     snapshots = behind.engine.snapshots
     term, applied_index = behind.engine.node.term, behind.engine.machine.applied_index
-    assert snapshots.refusal(term, applied_index + 1) is None
-    assert "has applied" in str(snapshots.refusal(term, applied_index))
-    assert "the member is in term" in str(snapshots.refusal(term - 1, applied_index + 1))
+    leader = cluster.leader.number
+    assert snapshots.refusal(leader, term, applied_index + 1) is None
+    assert "has applied" in str(snapshots.refusal(leader, term, applied_index))
+    assert "the member is in term" in str(snapshots.refusal(leader, term - 1, applied_index + 1))
+
+
+def test_who_refuses_a_snapshot_that_it_has_says_how_far_it_is(cluster: Cluster) -> None:
+    """The answer to the snapshot that it took may have been lost: the leader, which knows of nothing that the
+    member has, would send it the same one for ever."""
+    behind, leader = cluster.followers[0], cluster.leader
+    put(cluster, 3)
+    cluster.pass_time(1.0)
+    index = behind.engine.machine.applied_index
+    assert behind.engine.snapshots.refusal(leader.number, leader.engine.node.term, index) is not None
+    [answer] = behind.turn().send
+    assert isinstance(answer, AppendResponse)
+    assert (answer.to, answer.index, answer.rejected) == (leader.number, index, False)
 
 
 def test_a_message_without_its_file_is_nothing(cluster: Cluster) -> None:

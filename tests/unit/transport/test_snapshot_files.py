@@ -61,7 +61,7 @@ class Setting:
         self.stranger: Refusal | None = None
         engine: Any = SimpleNamespace(
             machine=SimpleNamespace(members=SimpleNamespace(get=self.members.get)),
-            snapshots=SimpleNamespace(refusal=lambda term, index: self.no_use),
+            snapshots=SimpleNamespace(refusal=lambda sender, term, index: self.no_use),
         )
         self.files = SnapshotFiles(self.outside, self.outside, engine, OWN, lambda greeting: self.stranger)
 
