@@ -62,6 +62,8 @@ SERVED = {
 }
 METHODS = frozenset(f"/{service}/{method}" for service, methods in SERVED.items() for method in methods)
 
+RANGE, STATUS = "/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status"
+
 UnaryHandler = Callable[[list[tuple[int, Any]]], None]
 
 
@@ -252,18 +254,42 @@ class Engine:
             effects.answers.append((call_id, error))
 
     def _take_requests(self, batch: Batch, effects: Effects, now: float) -> None:
-        calls = batch.calls
+        if self.core.is_learner:
+            self._turn_learners_clients_away(batch, effects)
         if batch.requiring_leader and not self.core.leader_id:
-            refused = set(batch.requiring_leader)
-            effects.answers += [(call_id, errors.NoLeader()) for call_id in batch.requiring_leader]
-            calls = {
-                path: [call for call in group if call[0] not in refused] for path, group in calls.items()
-            }
-        for path, group in calls.items():
-            self._unary[path](group)
+            requiring = set(batch.requiring_leader)
+            self._refuse_calls(batch, effects, errors.NoLeader(), lambda _, call: call[0] in requiring)
+        for path, calls in batch.calls.items():
+            self._unary[path](calls)
         self._streams.take(batch.streams, effects, now)
         for call_id in batch.cancelled:
             self._streams.close(call_id)
+
+    def _turn_learners_clients_away(self, batch: Batch, effects: Effects) -> None:
+        """What a learner does not do for clients (etcd: isRPCSupportedForLearner). The member's own calls,
+        with negative ids, pass."""
+        refusal = errors.NotSupportedForLearner()
+
+        def is_refused(path: str, call: tuple[int, Any]) -> bool:
+            return call[0] > 0 and not (path == STATUS or (path == RANGE and call[1].serializable))
+
+        self._refuse_calls(batch, effects, refusal, is_refused)
+        opened = {stream_id for kind, stream_id, _ in batch.streams if kind == STREAM_OPEN}
+        if opened:
+            effects.ended += [(stream_id, refusal) for stream_id in sorted(opened)]
+            batch.streams = [event for event in batch.streams if event[1] not in opened]
+
+    @staticmethod
+    def _refuse_calls(
+        batch: Batch,
+        effects: Effects,
+        refusal: errors.EtcdError,
+        is_refused: Callable[[str, tuple[int, Any]], bool],
+    ) -> None:
+        """Answer some of the batch's calls with an error, and take them out of it."""
+        for path, calls in batch.calls.items():
+            effects.answers += [(call[0], refusal) for call in calls if is_refused(path, call)]
+            batch.calls[path] = [call for call in calls if not is_refused(path, call)]
 
     def _tell_watchers(self, effects: Effects, now: float) -> None:
         self.hub.tick(now)

@@ -249,3 +249,52 @@ def test_a_call_that_requires_a_leader_is_refused_without_one(cluster: Cluster) 
     member.turn(Batch(calls={PUT: [(7, put(b"k"))], RANGE: [(8, get(b"k"))]}, requiring_leader=[7]))
     assert isinstance(member.answers.pop(7), errors.NoLeader)
     assert 8 not in member.answers
+
+
+# --- versions, learners
+
+
+def test_the_clusters_version_is_the_lowest_among_its_members_and_rises(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, started=False)
+    cluster.members[2].version = "3.5.9"
+    for member in cluster.members.values():
+        member.start()
+    cluster.wait(lambda: all(member.engine.is_ready for member in cluster.running), "the cluster")
+    cluster.pass_time(1)
+    assert {member.engine.machine.cluster_version for member in cluster.running} == {"3.5.0"}
+    cluster.members[2].crash()
+    cluster.members[2].version = "3.6.1"
+    cluster.members[2].start()
+    cluster.wait_for_leader()
+    cluster.pass_time(2)
+    assert {member.engine.machine.cluster_version for member in cluster.running} == {"3.6.0"}
+    cluster.close()
+
+
+def test_a_member_that_never_came_does_not_keep_the_version_open(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, started=False)
+    for number in (1, 2):
+        cluster.members[number].start()
+    cluster.wait_for_leader()
+    cluster.pass_time(1)
+    assert {member.engine.machine.cluster_version for member in cluster.running} == {""}
+    cluster.pass_time(5)
+    assert {member.engine.machine.cluster_version for member in cluster.running} == {"3.0.0"}
+    cluster.members[3].start()
+    cluster.pass_time(3)
+    assert {member.engine.machine.cluster_version for member in cluster.running} == {"3.6.0"}
+    cluster.close()
+
+
+def test_a_learner_serves_its_status_and_local_reads_only(cluster: Cluster) -> None:
+    member = cluster.followers[0]
+    member.engine.core.is_learner = True
+    assert member.call(STATUS, rpc_pb2.StatusRequest()).isLearner
+    assert member.call(RANGE, get(b"k", serializable=True)).count == 0
+    for path, request in ((RANGE, get(b"k")), (PUT, put(b"k")), (MEMBER_LIST, rpc_pb2.MemberListRequest())):
+        with pytest.raises(errors.NotSupportedForLearner):
+            member.call(path, request)
+    stream = member.open(WATCH, watch(b"k"))
+    assert isinstance(member.ended.pop(stream), errors.NotSupportedForLearner)
+    member.turn(Batch(calls={RANGE: [(-1, get(b"k"))]}))
+    cluster.wait(lambda: -1 in member.answers, "the member's own read")
