@@ -28,7 +28,8 @@ from tests.sim.history import (
     Operation,
     WatchSession,
 )
-from tests.sim.node import Cluster, Process, Stream
+from tests.sim.node import Cluster
+from tests.sim.process import Process, Stream
 from tests.sim.world import Violation, World
 
 WATCH = "/etcdserverpb.Watch/Watch"

@@ -27,7 +27,8 @@ from etcd_server.raft.state import Role
 from tests.sim.world import Violation, World
 
 if TYPE_CHECKING:
-    from tests.sim.node import Host, Process
+    from tests.sim.node import Host
+    from tests.sim.process import Process
 
 
 @dataclass(slots=True)
