@@ -10,9 +10,14 @@ A member that joins a running cluster asks its members instead (`joining.py`).
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from etcd_server import flag_values
 from etcd_server.api.proto import command_pb2, rpc_pb2
@@ -20,7 +25,14 @@ from etcd_server.config import Config, ConfigError
 from etcd_server.machine.members import cluster_id, member_id
 from etcd_server.raft.messages import Entry, EntryKind
 
+log = logging.getLogger("etcd_server")
+
 IDENTITY_FILE = "identity"
+RESOLVE_LIMIT_S = 30.0
+RESOLVE_INTERVAL_S = 1.0
+
+Resolve = Callable[[str], str]
+"""The address of a host. Raises OSError."""
 
 
 class BootstrapError(ConfigError):
@@ -81,11 +93,14 @@ def parse_initial_cluster(text: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(urls)) for name, urls in found.items()}
 
 
-def first_entries(config: Config) -> FirstEntries:
-    """The beginning of the cluster that the flags describe. Raises BootstrapError."""
+def first_entries(config: Config, resolve: Resolve | None = None) -> FirstEntries:
+    """The beginning of the cluster that the flags describe. Raises BootstrapError.
+
+    resolve: by which names of hosts are compared when the URLs of the flags are written differently.
+    """
     members = parse_initial_cluster(config.initial_cluster)
     check_members(config, members)
-    _check_advertised(config, members[config.name])
+    _check_advertised(config, members[config.name], resolve or resolve_host)
     ids = {name: member_id(urls, config.initial_cluster_token) for name, urls in members.items()}
     entries = [
         Entry(
@@ -116,22 +131,58 @@ def check_members(config: Config, members: dict[str, tuple[str, ...]]) -> None:
         raise BootstrapError(f"initial cluster {config.initial_cluster} has duplicate url")
 
 
-def _check_advertised(config: Config, own: tuple[str, ...]) -> None:
-    """The URLs of the first members' flags are the same (etcd: advertiseMatchesCluster), but compared as they
-    are written."""
-    advertised = ",".join(config.initial_advertise_peer_urls)
-    missing = [f"{config.name}={url}" for url in own if url not in config.initial_advertise_peer_urls]
+def _check_advertised(config: Config, own: tuple[str, ...], resolve: Resolve) -> None:
+    """The flags say the same of this member's peer URLs, be it by another name of the same host (etcd:
+    advertiseMatchesCluster)."""
+    advertised = config.initial_advertise_peer_urls
+    if set(own) == set(advertised):
+        return
+    missing = [f"{config.name}={url}" for url in own if url not in advertised]
+    added = [url for url in advertised if url not in own]
+    if len(missing) == len(added):
+        try:
+            if _resolved(own, resolve) == _resolved(advertised, resolve):
+                return
+        except OSError as error:
+            raise BootstrapError(
+                f"failed to resolve {','.join(advertised)} to match "
+                f"--initial-cluster={config.initial_cluster} ({error.strerror})"
+            ) from None
     if missing:
         raise BootstrapError(
             f"--initial-cluster has {','.join(missing)} but missing from "
-            f"--initial-advertise-peer-urls={advertised}"
+            f"--initial-advertise-peer-urls={','.join(advertised)}"
         )
-    missing = [url for url in config.initial_advertise_peer_urls if url not in own]
-    if missing:
-        raise BootstrapError(
-            f"--initial-advertise-peer-urls has {','.join(missing)} but missing from "
-            f"--initial-cluster={config.initial_cluster}"
-        )
+    raise BootstrapError(
+        f"--initial-advertise-peer-urls has {','.join(added)} but missing from "
+        f"--initial-cluster={config.initial_cluster}"
+    )
+
+
+def _resolved(urls: Iterable[str], resolve: Resolve) -> list[tuple[str, str]]:
+    """(scheme, address) of each URL; "localhost" and paths of sockets are left as they are, as in etcd."""
+    found = []
+    for url in urls:
+        parts = urlsplit(url)
+        host, _, port = parts.netloc.rpartition(":")
+        is_name = not flag_values.is_socket_path(url) and host != "localhost"
+        address = f"{resolve(host.strip('[]'))}:{port}" if is_name else parts.netloc + parts.path
+        found.append((parts.scheme, address))
+    return sorted(found)
+
+
+def resolve_host(name: str) -> str:
+    """The first address of a host. A name that is not known yet may become known soon, so it is asked for
+    again for a while. Raises OSError."""
+    deadline_s = time.monotonic() + RESOLVE_LIMIT_S
+    while True:
+        try:
+            return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+        except OSError as error:
+            if time.monotonic() + RESOLVE_INTERVAL_S > deadline_s:
+                raise OSError(error.errno, f"{name}: {error.strerror}") from error
+            log.warning("failed to resolve URL Host", extra={"host": name, "error": error.strerror})
+            time.sleep(RESOLVE_INTERVAL_S)
 
 
 def is_new(data_dir: str | os.PathLike[str]) -> bool:

@@ -135,6 +135,52 @@ def test_what_does_not_make_a_cluster_is_refused() -> None:
     assert refusal("--initial-cluster", duplicate) == f"initial cluster {duplicate} has duplicate url"
 
 
+def named(url: str, *, known: dict[str, str]) -> FirstEntries:
+    """One member whose flags name `url`, and http://10.0.0.1:2380, for itself."""
+
+    def resolve(name: str) -> str:
+        if name not in known:
+            raise OSError(-2, f"{name}: Name or service not known")
+        return known[name]
+
+    cluster = ("--initial-cluster", f"m={url}", "--initial-advertise-peer-urls", "http://10.0.0.1:2380")
+    return first_entries(load(parse_command_line(["--name", "m", *cluster]), {}).config, resolve)
+
+
+def test_a_host_may_be_named_in_two_ways() -> None:
+    hosts = {"10.0.0.1": "10.0.0.1", "m.example": "10.0.0.1", "other.example": "10.0.0.2"}
+    begun = named("http://m.example:2380", known=hosts)
+    change = command_pb2.ConfChange.FromString(begun.entries[0].data)
+    assert list(change.member.peerURLs) == ["http://m.example:2380"]
+    with pytest.raises(BootstrapError, match=r"has m=http://other.example:2380 but missing from"):
+        named("http://other.example:2380", known=hosts)
+    with pytest.raises(BootstrapError, match=r"has m=http://m.example:1 but missing from"):
+        named("http://m.example:1", known=hosts)
+    with pytest.raises(BootstrapError) as caught:
+        named("http://unknown.example:2380", known=hosts)
+    assert str(caught.value) == (
+        "failed to resolve http://10.0.0.1:2380 to match --initial-cluster=m=http://unknown.example:2380 "
+        "(unknown.example: Name or service not known)"
+    )
+
+
+def test_a_host_is_asked_for_again_before_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "RESOLVE_LIMIT_S", 0.05)
+    monkeypatch.setattr(bootstrap, "RESOLVE_INTERVAL_S", 0.01)
+    answers = iter([OSError(-3, "Try again"), [(2, 1, 6, "", ("10.0.0.9", 0))]])
+
+    def ask(*_: object, **__: object) -> object:
+        answer = next(answers, OSError(-3, "Try again"))
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("socket.getaddrinfo", ask)
+    assert bootstrap.resolve_host("m.example") == "10.0.0.9"
+    with pytest.raises(OSError, match=r"m\.example: Try again"):
+        bootstrap.resolve_host("m.example")
+
+
 def test_the_first_members_begin_with_the_same_entries() -> None:
     members = {"a": "http://10.0.0.1:2380", "b": "http://10.0.0.2:2380", "c": "http://10.0.0.3:2380"}
     cluster = ",".join(f"{name}={url}" for name, url in members.items())
