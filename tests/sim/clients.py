@@ -360,7 +360,9 @@ class Administrator(Client):
     def _changed(self, operation: Operation) -> None:
         if operation.succeeded:
             self.world.counts[_CHANGES[operation.path]] += 1
-        self.world.after(self.draw.expovariate(1 / self.plan.membership_interval_s), self.act)
+        # Not too long: a member whose addition was in doubt may be waited for.
+        delay_s = min(self.draw.expovariate(1 / self.plan.membership_interval_s), 8.0)
+        self.world.after(delay_s, self.act)
 
 
 _CHANGES = {

@@ -184,6 +184,8 @@ class Simulation:
             if process.engine.core.is_leader and process.log.last_index() != len(ledger):
                 return False
             machine = process.machine
+            if any(member.ID not in self.cluster.all_hosts for member in machine.members.all()):
+                return False
             if machine.compaction_pending or machine.leases.all():
                 return False
             engine = process.engine
