@@ -149,8 +149,9 @@ def test_a_leader_killed_under_load_is_replaced_and_nothing_that_was_answered_is
                 found = {int(kv.key.removeprefix(prefix)) for kv in kvs}
                 assert set(writer.answered) <= found
     assert max(writer.longest_pause_s for writer in writers) < 10.0
-    unknown = {failure for writer in writers for failure in writer.failures}
-    assert all("leader changed" in text or "connect" in text or "Socket" in text for text in unknown), unknown
+    # What else fails is the connection to the member that was killed.
+    told = {failure for writer in writers for failure in writer.failures if "etcdserver" in failure}
+    assert told <= {"etcdserver: leader changed"}
 
 
 def test_a_stop_of_the_leader_hands_over_and_a_restart_of_all_finds_everything(cluster: LiveCluster) -> None:
