@@ -36,6 +36,8 @@ log = logging.getLogger("etcd_server")
 STOP_GRACE_S = 5.0
 # How long those may take who call while the member stops: long enough to hear that it does.
 FAREWELL_S = 1.0
+# How long a member that was removed waits to be told so by another.
+LONGEST_FAREWELL_S = 60.0
 LONGEST_WAIT_S = 0.5
 CHECKPOINT_SIZE_BYTES = 16 * 1024 * 1024
 SHORT_REST_BYTES = 4 * 1024 * 1024
@@ -83,6 +85,7 @@ class Loop:
         self._is_ready = False
         self._observed_s = 0.0
         self._removed_s: float | None = None
+        self._told_removed_s: float | None = None
         self._tick_s = engine.settings.heartbeat_interval_s
         self._last_tick_s = 0.0
 
@@ -159,15 +162,20 @@ class Loop:
                 self._systemd.extend_timeout(PATIENCE_S)
 
     def _is_to_leave(self, now: float) -> bool:
-        """Whether the member has been removed from the cluster, and has had a while to let that be known
-        (etcd waits for a second, too: server/etcdserver/server.go)."""
+        """Whether the member has been removed from the cluster and another member knows it, too.
+
+        One that ends as soon as it has applied its own removal (etcd waits for a second) may leave others
+        that do not know yet that the change is committed, and cannot lead without its vote. Whoever knows
+        refuses the links of the removed; that is waited for, within reason.
+        """
         engine, links = self._engine, self._links
-        if self._removed_s is None:
-            is_removed = engine.machine.members.is_removed(engine.settings.member_id)
-            if not is_removed and not links.is_removed:
-                return False
-            self._removed_s = now
-        return now - self._removed_s >= FAREWELL_S
+        if links.is_removed:
+            self._told_removed_s = now if self._told_removed_s is None else self._told_removed_s
+            return now - self._told_removed_s >= FAREWELL_S
+        if not engine.machine.members.is_removed(engine.settings.member_id):
+            return False
+        self._removed_s = now if self._removed_s is None else self._removed_s
+        return now - self._removed_s >= LONGEST_FAREWELL_S
 
     def _take(self, news: object, batch: Batch) -> None:
         match news:
