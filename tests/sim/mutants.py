@@ -408,7 +408,7 @@ MUTANTS = (
     Mutant("M17", "an old leader ends leases", old_leader_revokes, (1, 4)),
     Mutant("M18", "a keepalive is answered from memory", keepalive_from_memory, (1, 2)),
     Mutant("M20", "a request with an unknown outcome is sent again", unknown_outcome_is_tried_again, (1, 2)),
-    Mutant("M22", "a promotion is not stored", promotion_in_memory_only, (1, 4)),
+    Mutant("M22", "a promotion is not stored", promotion_in_memory_only, (13,)),
     Mutant("M24", "a sync error is swallowed", sync_error_is_swallowed, (20, 43)),
     Mutant("R1", "a vote is given to a shorter log", votes_for_a_shorter_log, (1, 2)),
     Mutant("R2", "a member votes twice in a term", votes_twice, (1, 3)),

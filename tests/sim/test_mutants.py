@@ -16,12 +16,12 @@ FRESH_SEEDS = int(os.environ.get("SIM_MUTANT_SEEDS", "0"))
 
 
 def find(mutant: Mutant, seeds: Iterable[int]) -> Report | None:
-    """The first run that shows the bug."""
-    with mutant.plant():
-        for seed in seeds:
+    """The first run that shows the bug, and that is well without it."""
+    for seed in seeds:
+        with mutant.plant():
             report = run_seed(seed)
-            if report.failed:
-                return report
+        if report.failed and not run_seed(seed).failed:
+            return report
     return None
 
 
