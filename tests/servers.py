@@ -6,6 +6,7 @@ and a server is ended by the process id it was started with. Data live in the te
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ READY_LIMIT_S = 30.0
 STOP_LIMIT_S = 10.0
 _ROOT = Path(__file__).resolve().parent.parent
 _SCRIPTS = Path(sys.executable).parent
+PORTS = (15_000, 32_000)
 
 
 def _real_etcd(version: str) -> Path | None:
@@ -62,15 +64,20 @@ def start_server(kind: str, folder: Path, *, flags: Sequence[str] = ()) -> Serve
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that were free a moment ago, below those that the kernel gives to connections: one of those may
+    be taken at any time by a client of some other test."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(*PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
+    return ports
 
 
 class Server:
