@@ -161,16 +161,10 @@ class Host:
             process.begin()
         except (StorageError, apsw.Error) as error:
             self.process = None
-            if not (self.disk.is_dead or self.disk.capacity_bytes is not None):
-                raise
-            self.world.counts["start refused"] += 1
-            self.world.trace(self.name, "cannot start", str(error))
             if process is not None:
                 process.abandon()
-            if self.disk.is_dead:
-                self.lose_power(1.0)
-            else:
-                self.world.after(1.0, self.start)
+            self.world.counts["start refused"] += 1
+            self.failed(error)
 
     def _finds_its_place(self, process: Process) -> bool:
         """A new member asks the others whether they know it; False: it cannot start now, or ever."""
