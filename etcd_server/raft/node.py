@@ -108,13 +108,14 @@ class Status:
 class Node:
     """One member of the cluster as a pure state machine."""
 
-    __slots__ = ("_number", "_raft", "_saved", "_told_leader", "_told_term")
+    __slots__ = ("_number", "_raft", "_save_commit", "_saved", "_told_leader", "_told_term")
 
     def __init__(self, config: Config, log_storage: LogStorage, random: Random) -> None:
         """Starts as a follower. Raises LogGap when what was on disk does not fit together."""
         self._raft = Raft(config, log_storage, random)
         self._number = 0
         self._saved = config.hard_state
+        self._save_commit = False
         self._told_leader = NO_MEMBER
         self._told_term = config.hard_state.term
 
@@ -156,6 +157,7 @@ class Node:
         configuration = changed(raft.configuration, change)
         if configuration != raft.configuration:
             raft.set_configuration(configuration)
+            self._save_commit = True
             if raft.role is Role.LEADER:
                 self._lead_changed_members()
         return configuration
@@ -206,7 +208,8 @@ class Node:
             return None
         unsaved = log.take_unsaved()
         committed: Sequence[Entry] = log.take_committed(raft.config.max_apply_bytes)
-        hard_state = self._unsaved_hard_state(bool(unsaved))
+        hard_state = self._unsaved_hard_state(bool(unsaved) or self._save_commit)
+        self._save_commit = False
         snapshot, raft.snapshot = raft.snapshot, None
         self._number += 1
         if unsaved or hard_state is not None or snapshot is not None:
@@ -252,13 +255,14 @@ class Node:
         raft, saved = self._raft, self._saved
         return (
             raft.log.has_nothing_new
+            and not self._save_commit
             and not (raft.messages or raft.promises or raft.read_states or raft.snapshot or raft.refused)
             and raft.leader_id == self._told_leader
             and raft.term == self._told_term == saved.term
             and raft.vote == saved.vote
         )
 
-    def _unsaved_hard_state(self, with_entries: bool) -> HardState | None:
+    def _unsaved_hard_state(self, with_commit: bool) -> HardState | None:
         """The hard state when it must be saved: a new term or vote always; a new commit index only along with
         entries, because it is not worth a sync of its own (Raft paper, figure 2: it is volatile).
 
@@ -266,13 +270,17 @@ class Node:
         applied the one before, so whoever holds the second knows that the first is committed. If a crash
         could take that knowledge, a member two changes behind might campaign, and their majorities need not
         overlap.
+
+        And it is saved when a change of membership has been applied, because others act on it: a removed
+        member goes once it hears that another knows. If a crash could take that knowledge, the other might
+        wait for its vote for ever.
         """
         raft, saved = self._raft, self._saved
         commit = raft.log.commit_index
         if (
             raft.term == saved.term
             and raft.vote == saved.vote
-            and not (with_entries and commit != saved.commit)
+            and not (with_commit and commit != saved.commit)
         ):
             return None
         self._saved = HardState(raft.term, raft.vote, commit)

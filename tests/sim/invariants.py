@@ -51,6 +51,7 @@ class Watched:
     revision: int
     role: Role = Role.FOLLOWER
     checked_commit: int = 0
+    turns: int = 0
     voters: tuple[int, ...] = ()
     reads: dict[int, int] = field(default_factory=dict)
 
@@ -171,12 +172,17 @@ class Invariants:
         self._remember(host, process)
 
     def before_turn(self, host: Host, process: Process) -> None:
-        """Remember by which membership the turn begins to count."""
-        self._watched[host.member_id].voters = process.node._raft.configuration.voters
+        """Remember by which membership the turn begins to count. A turn may hold another one, when what it
+        wanted written was written at once."""
+        seen = self._watched[host.member_id]
+        if not seen.turns:
+            seen.voters = process.node._raft.configuration.voters
+        seen.turns += 1
 
     def after_turn(self, host: Host, process: Process) -> None:
         """Term, commit and revision of a life never fall; leaders are what leaders must be."""
         raft, seen = process.node._raft, self._watched[host.member_id]
+        seen.turns -= 1
         if raft.term < seen.term or raft.log.commit_index < seen.commit:
             raise Violation("monotone", f"{host.name} fell back from term {seen.term}, commit {seen.commit}")
         revision = process.machine.revision

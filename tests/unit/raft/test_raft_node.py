@@ -274,3 +274,11 @@ def test_a_member_may_learn_from_its_log_that_it_is_a_voter() -> None:
     settle(member)
     status = member.node.status
     assert (status.role, status.term, status.commit_index) == (Role.LEADER, 2, 2)
+
+
+def test_that_a_change_of_membership_is_committed_survives_a_crash() -> None:
+    """Others act on it: a member that was removed goes. Who forgot would wait for its vote for ever."""
+    member = single()
+    member.node.propose_conf_change(encode_change(ConfChange(ChangeKind.ADD_LEARNER, 2)))
+    settle(member)
+    assert member.log.hard_state.commit == member.log.last_index()
