@@ -26,9 +26,11 @@ from etcd_agent.values import (
     Health,
     PluginsConfig,
     Reload,
+    Report,
     Resource,
     Retry,
     Rollback,
+    Rollout,
     Safety,
     Template,
     Wait,
@@ -64,7 +66,8 @@ def load(path: str) -> AgentConfig:
     host_id = host.take("id", tables.string, "%H").replace("%H", socket.gethostname())
     labels: dict[str, str] = host.take("labels", tables.string_map, {})
     host.finish()
-    defaults = _Defaults(prefix, wait, check_timeout_s, reload_timeout_s, rollback, plugin_settings)
+    rollout = _rollout(root.table("rollout"), Rollout(), labels)
+    defaults = _Defaults(prefix, wait, check_timeout_s, reload_timeout_s, rollback, plugin_settings, rollout)
     config = AgentConfig(
         source=path,
         confdir=confdir,
@@ -84,9 +87,13 @@ def load(path: str) -> AgentConfig:
         safety=safety,
         plugins=plugins,
         resources=load_resources(confdir, defaults),
+        rollout=rollout,
+        report=_report(root.table("report")),
     )
     root.later("client_cert", "client_key", "client_cakeys", "username", "password_file")
-    root.later("rollout", "report", "http", "service", "schema")
+    if rollout.group or config.report.enabled:
+        raise ConfigError(f"{path}: rollout and report are not supported by this version yet")
+    root.later("http", "service", "schema")
     root.finish()
     return config
 
@@ -102,6 +109,7 @@ class _Defaults:
         reload_timeout_s: float = 60.0,
         rollback: bool = True,
         plugins: dict[str, dict[str, Any]] | None = None,
+        rollout: Rollout = Rollout(),  # noqa: B008 (frozen)
     ) -> None:
         self.prefix = prefix
         self.wait = wait
@@ -109,6 +117,7 @@ class _Defaults:
         self.reload_timeout_s = reload_timeout_s
         self.rollback = rollback
         self.plugins = plugins or {}
+        self.rollout = rollout
 
 
 def load_resources(confdir: str, defaults: _Defaults) -> tuple[Resource, ...]:
@@ -161,9 +170,9 @@ def load_resource(path: str, defaults: _Defaults | None = None) -> Resource:
         reload=_reload(root.table("reload"), defaults),
         health=_health(root.table("health")),
         rollback=_rollback(root.table("rollback"), defaults),
+        rollout=_rollout(root.table("rollout"), defaults.rollout, None),
         plugins=_attached(root.table("plugins"), defaults),
     )
-    root.later("rollout", "schema")
     root.finish()
     _check_destinations(root, resource)
     return resource
@@ -197,6 +206,7 @@ def _confd_resource(root: Table, stem: str, path: str, defaults: _Defaults) -> R
         check=check,
         reload=reload,
         rollback=Rollback(enabled=defaults.rollback),
+        rollout=defaults.rollout,
     )
     _check_destinations(root, resource)
     return resource
@@ -298,6 +308,57 @@ def _rollback(table: Table, defaults: _Defaults) -> Rollback:
     )
     table.finish()
     return rollback
+
+
+def _rollout(table: Table, default: Rollout, labels: dict[str, str] | None) -> Rollout:
+    """agent.toml's table (with the host's labels), or a resource's that overrides some of it."""
+    group = default.group
+    canary, prefix = default.canary, default.prefix
+    if labels is not None:
+        group = table.take("group", lambda value: _group(value, labels), "")
+        canary = table.take("canary", tables.strings, ())
+        prefix = table.take("prefix", tables.key_path, default.prefix)
+    rollout = Rollout(
+        group=group,
+        max_concurrent=table.take("max_concurrent", tables.integer(1, 10**6), default.max_concurrent),
+        canary=canary,
+        bake_s=table.take("bake", tables.duration, default.bake_s),
+        max_failures=table.take("max_failures", tables.integer(0, 10**6), default.max_failures),
+        lease_ttl_s=table.take("lease_ttl", _lease_ttl, default.lease_ttl_s),
+        prefix=prefix,
+    )
+    table.finish()
+    return rollout
+
+
+def _group(value: Any, labels: dict[str, str]) -> str:
+    """A name; ``%{role}`` stands for the host's label ``role``."""
+
+    def label(match: re.Match[str]) -> str:
+        if match[1] not in labels:
+            raise ValueError(
+                f"expected a label of [host], not {match[0]!r}; known: {', '.join(labels) or 'none'}"
+            )
+        return labels[match[1]]
+
+    return _name(re.sub(r"%\{([^}]*)\}", label, tables.string(value)))
+
+
+def _lease_ttl(value: Any) -> float:
+    seconds = tables.duration(value)
+    if seconds < 1:
+        raise ValueError("expected a duration of a second or more")
+    return seconds
+
+
+def _report(table: Table) -> Report:
+    report = Report(
+        enabled=table.take("enabled", tables.boolean, False),
+        prefix=table.take("prefix", tables.key_path, "/_agents/status"),
+        ttl_s=table.take("ttl", _lease_ttl, 90.0),
+    )
+    table.finish()
+    return report
 
 
 def _backend(table: Table) -> Backend:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from etcd_agent.errors import AgentError
-from etcd_agent.values import HELD, ROLLED_BACK, Outcome, Resource, Retry, State
+from etcd_agent.values import HELD, ROLLED_BACK, Outcome, Resource, ResourceStatus, Retry, State
 
 NEVER = math.inf
 
@@ -88,20 +88,6 @@ class Pacer:
             return self.first_change_at
         wait = self.resource.wait
         return min(self.last_change_at + wait.min_s, self.first_change_at + max(wait.max_s, wait.min_s))
-
-
-@dataclass(frozen=True, slots=True)
-class ResourceStatus:
-    """What is known of a resource: the last applied ``revision``; ``state``, ``since`` when (epoch)."""
-
-    name: str
-    state: State = State.UNKNOWN
-    revision: int = 0
-    since: float = 0.0
-    error: str = ""
-    reload_pending: bool = False
-    passes: int = 0
-    changes: int = 0
 
 
 class Scheduler:

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from etcd_agent.errors import FilesError
-from etcd_agent.loop import ResourceStatus
-from etcd_agent.values import State
+from etcd_agent.values import ResourceStatus, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,8 @@ def read_status(state_dir: str) -> AgentStatus:
 
 def _parse(document: Mapping[str, Any]) -> AgentStatus:
     resources = tuple(
-        ResourceStatus(**{**each, "state": State(each["state"])}) for each in document["resources"]
+        ResourceStatus(**{**each, "state": State(each["state"]), "drift": tuple(each["drift"])})
+        for each in document["resources"]
     )
     return AgentStatus(**{**document, "resources": resources, "nodes": tuple(document["nodes"])})
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+from etcd_agent.errors import AgentError
 
 Command = tuple[str, ...] | str
 
@@ -22,10 +24,12 @@ class State(enum.StrEnum):
 
     UNKNOWN = "UNKNOWN"
     PENDING = "PENDING"
+    WAITING_SLOT = "WAITING_SLOT"
     APPLYING = "APPLYING"
     APPLIED = "APPLIED"
     FAILED = "FAILED"
     ROLLED_BACK = "ROLLED_BACK"
+    DRIFTED = "DRIFTED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,24 @@ class Rollback:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout:
+    """``[rollout]``: how many hosts of ``group`` may change at once. ``group`` "" means no coordination.
+
+    ``canary`` are host ids that go first; ``bake_s`` is how long health must hold before the slot is given
+    back; after more than ``max_failures`` rollbacks the group is halted; ``lease_ttl_s`` frees the slot of a
+    dead host. A resource may override each but ``canary``.
+    """
+
+    group: str = ""
+    max_concurrent: int = 1
+    canary: tuple[str, ...] = ()
+    bake_s: float = 0.0
+    max_failures: int = 1
+    lease_ttl_s: float = 120.0
+    prefix: str = "/_agents/rollout"
+
+
+@dataclass(frozen=True, slots=True)
 class Resource:
     """One unit of apply: N templates, one check, one reload, one health check, one rollback.
 
@@ -132,6 +154,7 @@ class Resource:
     reload: Reload = Reload()
     health: Health = Health()
     rollback: Rollback = Rollback()
+    rollout: Rollout = Rollout()
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def settings(self, plugin: str) -> Mapping[str, Any] | None:
@@ -178,6 +201,15 @@ class Safety:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """``[report]``: whether and where each host keeps its status in the store, with a lease of ``ttl_s``."""
+
+    enabled: bool = False
+    prefix: str = "/_agents/status"
+    ttl_s: float = 90.0
+
+
+@dataclass(frozen=True, slots=True)
 class PluginsConfig:
     """Where plugins come from and which of them are refused."""
 
@@ -208,6 +240,8 @@ class AgentConfig:
     safety: Safety
     plugins: PluginsConfig
     resources: tuple[Resource, ...]
+    rollout: Rollout = Rollout()
+    report: Report = Report()
 
     @property
     def template_dir(self) -> str:
@@ -337,6 +371,7 @@ class Event:
 
 
 APPLIED, UNCHANGED, RESUMED, ROLLED_BACK, HELD = "applied", "unchanged", "resumed", "rolled_back", "held"
+WAITING = "waiting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,3 +384,62 @@ class Outcome:
     detail: str = ""
     error: str = ""
     reloaded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """What is known of a resource: ``revision`` is the last one applied, ``hash`` that of its files.
+
+    ``since`` is when it came into ``state``, in seconds since the epoch. ``waiting`` says in a word or two
+    what the next pass waits for ("settling", "slot: 2 of 2 taken"; "" for nothing) and ``due_at`` until when
+    (seconds since the epoch, 0 if that is not a matter of time). ``drift`` names files that were changed by
+    another hand.
+    """
+
+    name: str
+    state: State = State.UNKNOWN
+    revision: int = 0
+    since: float = 0.0
+    error: str = ""
+    reload_pending: bool = False
+    passes: int = 0
+    changes: int = 0
+    hash: str = ""
+    waiting: str = ""
+    due_at: float = 0.0
+    drift: tuple[str, ...] = ()
+
+
+class Gate(Protocol):
+    """Permission of the fleet to change this host: asked between check and swap, given back after health.
+
+    Both methods are called from the thread of the resource's pass and must not wait for other hosts: a pass
+    that is not let in ends as WAITING_SLOT, and starts anew, with the newest keys, when the gate says so
+    through the ``wake(name)`` that it was made with (from any thread).
+    """
+
+    def acquire(self, resource: Resource, revision: int) -> str | None:
+        """None: go on, the slot is this host's until ``release``. A line: why not yet.
+
+        Called again after ``wake``; a slot that is held already is granted at once. ``revision`` is the one
+        that would be applied. Raises StoreError if the store cannot be asked; the pass is then repeated with
+        backoff, and the old files stay.
+        """
+
+    def release(self, resource: Resource, outcome: Outcome | AgentError) -> None:
+        """The pass is over: reloaded and healthy for the bake time, rolled back, failed, or superfluous.
+
+        Called at the end of every pass that did not end WAITING, whether it held a slot or not. Never raises.
+        """
+
+    def close(self) -> None:
+        """The agent stops; slots of passes in work are left to their lease."""
+
+
+class Reporter(Protocol):
+    """Told of every change of a resource's status, in order, from the main loop; must not wait."""
+
+    def changed(self, status: ResourceStatus) -> None: ...
+
+    def close(self) -> None:
+        """The agent stops."""
