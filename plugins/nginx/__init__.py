@@ -28,6 +28,7 @@ from etcd_agent import (
     tables,
 )
 
+from .. import reading
 from . import model, process, tree
 
 AGENT_API = ">=1,<2"
@@ -74,7 +75,7 @@ def _optional(convert: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 def _marker_address(value: Any) -> str:
-    address = model.listen(tables.string(value))
+    address = reading.listen(tables.string(value))
     if not address.startswith("127.") or ":" not in address:
         raise ValueError(f'expected a loopback address with a port, such as "127.0.0.1:8099", not {value!r}')
     return address
