@@ -1,10 +1,15 @@
-//! Makes the `:authority` of clients on unix sockets acceptable to `h2`.
+//! Makes the `:authority` of some clients acceptable to `h2`.
 //!
 //! gRPC clients name a unix socket by its path: etcdctl sends `/run/etcd.sock` as the authority, grpcio
-//! `%2Frun%2Fetcd.sock`. Servers written in Go take it; `h2` resets the stream, as an authority holds neither '/' nor
-//! '%'. So on unix sockets, and only there, these become '-' before `h2` sees them. The replacement has as many bits
-//! in HPACK's Huffman code as what it replaces (RFC 7541, appendix B): no length changes, nor does the size of an
-//! entry of the dynamic table, so client and server agree on the table as before.
+//! `%2Frun%2Fetcd.sock`. And etcdctl 3.4 sends the whole URL, `http://host:port`, to members that it has learnt of from
+//! another (`--cluster`). Servers written in Go take all of these; `h2` resets the stream, as an authority holds no '/'
+//! and no '%', and one ':' at most. So '/' and '%' become '-' before `h2` sees them, and a ':' before a '/' becomes
+//! 'x'. The replacement has as many bits in HPACK's Huffman code as what it replaces (RFC 7541, appendix B): no length
+//! changes, nor does the size of an entry of the dynamic table, so client and server agree on the table as before, and
+//! a later reference to the entry finds the repaired name.
+//!
+//! A client is recognised by the first request of its connection: where that is in order, all that follows passes
+//! unseen, and the filter is not needed any more.
 
 use bytes::{Buf, BytesMut};
 
@@ -27,11 +32,23 @@ pub struct AuthorityFilter {
     ready: usize,
     /// Bytes to come that pass unseen.
     skip: usize,
+    client: Client,
+}
+
+/// What is known of the one who sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    /// It has made no request yet.
+    Unknown,
+    /// Its requests are looked at.
+    Repaired,
+    /// Its requests are left alone.
+    Sound,
 }
 
 impl Default for AuthorityFilter {
     fn default() -> Self {
-        AuthorityFilter { bytes: BytesMut::new(), ready: 0, skip: PREFACE.len() }
+        AuthorityFilter { bytes: BytesMut::new(), ready: 0, skip: PREFACE.len(), client: Client::Unknown }
     }
 }
 
@@ -39,7 +56,7 @@ impl AuthorityFilter {
     /// Takes what was read from the socket.
     pub fn put(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
-        loop {
+        while self.client != Client::Sound {
             let passing = self.skip.min(self.bytes.len() - self.ready);
             self.ready += passing;
             self.skip -= passing;
@@ -53,10 +70,14 @@ impl AuthorityFilter {
             } else if rest.len() < whole {
                 return;
             } else {
-                repair_headers(&mut rest[HEADER_BYTES..whole], flags);
+                let repaired = repair_headers(&mut rest[HEADER_BYTES..whole], flags);
                 self.ready += whole;
+                if self.client == Client::Unknown {
+                    self.client = if repaired { Client::Repaired } else { Client::Sound };
+                }
             }
         }
+        self.ready = self.bytes.len();
     }
 
     /// Gives what may pass, at most `max` bytes.
@@ -72,14 +93,20 @@ impl AuthorityFilter {
         self.ready > 0
     }
 
+    /// True when everything has passed and all that is still to come may pass, too.
+    pub fn is_over(&self) -> bool {
+        self.client == Client::Sound && self.bytes.is_empty()
+    }
+
     /// True while the beginning of a frame is held back.
     pub fn holds_back(&self) -> bool {
         self.bytes.len() > self.ready
     }
 }
 
-/// Finds the authority in the payload of a HEADERS frame. What cannot be read is left for `h2` to judge.
-fn repair_headers(payload: &mut [u8], flags: u8) {
+/// Finds the authority in the payload of a HEADERS frame; whether it had to be changed. What cannot be read is left
+/// for `h2` to judge.
+fn repair_headers(payload: &mut [u8], flags: u8) -> bool {
     let mut place = 0;
     if flags & FLAG_PADDED != 0 {
         place += 1;
@@ -89,14 +116,11 @@ fn repair_headers(payload: &mut [u8], flags: u8) {
     }
     while let Some(field) = next_field(payload, &mut place) {
         if let Some((value, huffman)) = field {
-            if huffman {
-                repair_huffman(&mut payload[value]);
-            } else {
-                repair_plain(&mut payload[value]);
-            }
-            return;
+            let value = &mut payload[value];
+            return if huffman { repair_huffman(value) } else { repair_plain(value) };
         }
     }
+    false
 }
 
 type Value = (std::ops::Range<usize>, bool);
@@ -152,21 +176,32 @@ fn string(block: &[u8], place: &mut usize) -> Option<Value> {
     Some((begin..*place, huffman))
 }
 
-fn repair_plain(value: &mut [u8]) {
-    for byte in value {
-        if matches!(*byte, b'/' | b'%' | b' ' | b'=') {
-            *byte = b'-';
+fn repair_plain(value: &mut [u8]) -> bool {
+    let mut repaired = false;
+    for at in 0..value.len() {
+        if matches!(value[at], b'/' | b'%' | b' ' | b'=') {
+            if value[at] == b'/' && at > 0 && value[at - 1] == b':' {
+                value[at - 1] = b'x';
+            }
+            value[at] = b'-';
+            repaired = true;
         }
     }
+    repaired
 }
 
-/// The Huffman code is canonical, and all characters of a usual path have five to eight bits, so the length of a
-/// code follows from its first bits. The characters to replace have six, as '-' has.
-fn repair_huffman(value: &mut [u8]) {
+/// The Huffman code is canonical, and all characters of a usual path or URL have five to eight bits, so the length of
+/// a code follows from its first bits. The characters to replace have six, as '-' has; ':' has seven, as 'x' has.
+fn repair_huffman(value: &mut [u8]) -> bool {
     const DASH: u16 = 0x16;
-    const REPLACED: [u16; 4] = [0x14, 0x15, 0x18, 0x20]; // ' ', '%', '/', '='
+    const SLASH: u16 = 0x18;
+    const REPLACED: [u16; 4] = [0x14, 0x15, SLASH, 0x20]; // ' ', '%', '/', '='
+    const COLON: u16 = 0x5c;
+    const X: u16 = 0x79;
     let bits = value.len() * 8;
     let mut at = 0;
+    let mut repaired = false;
+    let mut after_colon = false;
     while bits - at >= 5 {
         let window = window_of(value, at);
         let length = match window {
@@ -175,19 +210,32 @@ fn repair_huffman(value: &mut [u8]) {
             0xb8..0xf8 => 7,
             0xf8..0xfe => 8,
             // A rarer character, or the padding.
-            _ => return,
+            _ => break,
         };
-        if length == 6 && REPLACED.contains(&(window >> 2)) && at + 6 <= bits {
-            for bit in 0..6 {
-                let mask = 0x80 >> ((at + bit) % 8);
-                let byte = &mut value[(at + bit) / 8];
-                *byte = if DASH >> (5 - bit) & 1 == 1 { *byte | mask } else { *byte & !mask };
+        let next = at + length;
+        if next > bits {
+            break;
+        }
+        let code = window >> (8 - length);
+        if length == 6 && REPLACED.contains(&code) {
+            if after_colon && code == SLASH {
+                write_bits(value, at - 7, 7, X);
             }
+            write_bits(value, at, 6, DASH);
+            repaired = true;
         }
-        at += length;
-        if at > bits {
-            return;
-        }
+        after_colon = length == 7 && code == COLON;
+        at = next;
+    }
+    repaired
+}
+
+/// Puts the lower `count` bits of `code` in the place of those from the bit `at` on.
+fn write_bits(value: &mut [u8], at: usize, count: usize, code: u16) {
+    for bit in 0..count {
+        let mask = 0x80 >> ((at + bit) % 8);
+        let byte = &mut value[(at + bit) / 8];
+        *byte = if code >> (count - 1 - bit) & 1 == 1 { *byte | mask } else { *byte & !mask };
     }
 }
 
@@ -242,6 +290,9 @@ mod tests {
             (b"\x01\x06%2Frun", b"\x01\x06-2Frun"),
             (b"\x11\x04a.=b", b"\x11\x04a.-b"),
             (b"\x00\x0a:authority\x02/a", b"\x00\x0a:authority\x02-a"),
+            (b"\x41\x0ahttp://a:1", b"\x41\x0ahttpx--a:1"),
+            (b"\x41\x0chttp://[::1]", b"\x41\x0chttpx--[::1]"),
+            (b"\x41\x02:a", b"\x41\x02:a"),
             (b"\x41\x0elocalhost:2379", b"\x41\x0elocalhost:2379"),
         ] {
             let bytes = conversation(authority);
@@ -269,6 +320,10 @@ mod tests {
                     'o' => "00111",
                     'c' => "00100",
                     'k' => "1110101",
+                    'h' => "100111",
+                    'x' => "1111001",
+                    ':' => "1011100",
+                    '1' => "00001",
                     _ => unreachable!(),
                 });
             }
@@ -280,10 +335,18 @@ mod tests {
                 .map(|byte| u8::from_str_radix(std::str::from_utf8(byte).unwrap(), 2).unwrap())
                 .collect::<Vec<u8>>()
         };
-        for (path, repaired) in [("/tmp/w.sock", "-tmp-w.sock"), ("sock", "sock"), ("w/", "w-"), ("//", "--")]
-        {
+        for (path, repaired) in [
+            ("/tmp/w.sock", "-tmp-w.sock"),
+            ("sock", "sock"),
+            ("w/", "w-"),
+            ("//", "--"),
+            ("http://co:11", "httpx--co:11"),
+            (":/", "x-"),
+            (":t/", ":t-"),
+            ("co:1", "co:1"),
+        ] {
             let mut value = encode(path);
-            repair_huffman(&mut value);
+            assert_eq!(repair_huffman(&mut value), path != repaired);
             assert_eq!(value, encode(repaired), "{path}");
         }
     }
@@ -296,6 +359,100 @@ mod tests {
                 repair_headers(&mut payload, first & 0x28);
                 repair_huffman(&mut [first, second, first]);
             }
+        }
+    }
+
+    /// What etcdctl 3.4.23 sends for `endpoint status --cluster` to a member whose URL is "http://127.0.0.1:16311": its
+    /// preface, its settings, a request and an empty message.
+    const ETCDCTL: &str = concat!(
+        "505249202a20485454502f322e300d0a0d0a534d0d0a0d0a000000040000000000000000040100000000",
+        "0000770104000000018386459760a924882d9dcb6571afa066a925a87510ac6e48d36a3f",
+        "41909d29aee30c044eae05c0b86e05c6421f5f8b1d75d0620d263d4c4d65647a8b9acac8b4c7602bb2ca",
+        "ecff40027465864d833505b11f40899acac8b24d494f6a7f860befbed36edb408d25062d495875996ee5",
+        "b1063d5f03332e340000050001000000010000000000",
+    );
+    /// "http://127.0.0.1:16311" in Huffman's code, and "httpx--127.0.0.1:16311".
+    const URL: &str = "9d29aee30c044eae05c0b86e05c6421f";
+    const REPAIRED_URL: &str = "9d29afcacb044eae05c0b86e05c6421f";
+
+    fn unhex(text: &str) -> Vec<u8> {
+        let pairs = text.as_bytes().chunks(2);
+        pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn etcdctls_own_bytes_are_repaired() {
+        let captured = unhex(ETCDCTL);
+        let repaired = unhex(&ETCDCTL.replace(URL, REPAIRED_URL));
+        assert_ne!(captured, repaired);
+        for cut in 1..captured.len() {
+            assert_eq!(filtered(&captured, cut), repaired, "cut at {cut}");
+        }
+    }
+
+    /// The authorities of the first requests that `h2` hands over, or the reason for which it refuses to go on.
+    fn seen_by_h2(conversation: &[u8], requests: usize) -> Vec<Result<String, Option<h2::Reason>>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(1 << 16);
+            tokio::io::AsyncWriteExt::write_all(&mut client, conversation).await.unwrap();
+            let mut connection = h2::server::handshake(server).await.unwrap();
+            let mut seen = Vec::new();
+            for _ in 0..requests {
+                let request = connection.accept().await.unwrap();
+                let authority = request.map(|(request, _)| request.uri().authority().unwrap().to_string());
+                seen.push(authority.map_err(|error| error.reason()));
+            }
+            seen
+        })
+    }
+
+    #[test]
+    fn h2_takes_what_was_repaired_and_the_table_stays_one() {
+        // The second request names its authority by the entry that the first has made (after which came five of its
+        // nine fields, so index 62 + 5); the third spells it out again, and the fourth names that.
+        let mut conversation = unhex(ETCDCTL);
+        let mut add = |stream: u8, block: &[u8]| {
+            let mut bytes = frame(HEADERS, 5, block);
+            bytes[8] = stream;
+            conversation.extend(bytes);
+        };
+        let spelt_out = [b"\x41\x90", &unhex(URL)[..]].concat();
+        add(3, &[b"\x83\x86\x84", &[0x80 | 67][..]].concat());
+        add(5, &[b"\x83\x86\x84", &spelt_out[..]].concat());
+        add(7, b"\x83\x86\x84\xbe");
+        let name = Ok("httpx--127.0.0.1:16311".to_owned());
+        let seen = seen_by_h2(&filtered(&conversation, 50), 4);
+        assert_eq!(seen, [name.clone(), name.clone(), name.clone(), name]);
+    }
+
+    #[test]
+    fn who_is_sound_is_left_alone_at_once() {
+        let mut filter = AuthorityFilter::default();
+        filter.put(PREFACE);
+        filter.put(&frame(4, 0, b""));
+        assert!(!filter.is_over());
+        let mut sound = frame(HEADERS, 4, &block(b"\x41\x01a"));
+        sound.extend(frame(HEADERS, 4, &block(b"\x41\x01/")));
+        // The beginning of another frame is not held back any more, either.
+        sound.extend(&frame(HEADERS, 4, &block(b"\x41\x01/"))[..12]);
+        filter.put(&sound);
+        assert!(filter.is_ready() && !filter.holds_back());
+        let mut passed = Vec::new();
+        filter.take(usize::MAX, |bytes| passed.extend_from_slice(bytes));
+        assert_eq!(passed[PREFACE.len() + HEADER_BYTES..], sound);
+        assert!(filter.is_over());
+    }
+
+    #[test]
+    fn who_was_repaired_is_looked_at_to_the_end() {
+        let request = frame(HEADERS, 4, &block(b"\x41\x01/"));
+        let sound = frame(HEADERS, 4, &block(b"\x41\x01a"));
+        let bytes = [PREFACE, &request[..], &sound[..], &request[..]].concat();
+        let repaired = frame(HEADERS, 4, &block(b"\x41\x01-"));
+        let expected = [PREFACE, &repaired[..], &sound[..], &repaired[..]].concat();
+        for cut in 1..bytes.len() {
+            assert_eq!(filtered(&bytes, cut), expected, "cut at {cut}");
         }
     }
 

@@ -25,7 +25,7 @@ struct State {
     /// Bytes read while the protocol was being recognised.
     first: Bytes,
     scanner: Option<FrameScanner>,
-    /// For HTTP/2 on a unix socket.
+    /// For HTTP/2, until the client is known to need none.
     filter: Option<AuthorityFilter>,
     out: BytesMut,
     sent: SentScanner,
@@ -64,13 +64,12 @@ impl Pipe {
 
     /// A pipe over `socket`, from which `first` has been read already. Only HTTP/2 is scanned and gathered.
     pub fn new(shared: SharedRef, socket: Socket, first: Bytes, http2: bool) -> Arc<Pipe> {
-        let filter = (http2 && matches!(socket, Socket::Unix(_))).then(AuthorityFilter::default);
         let state = State {
             socket,
             waker: Waker::noop().clone(),
             first,
             scanner: http2.then(FrameScanner::default),
-            filter,
+            filter: http2.then(AuthorityFilter::default),
             out: BytesMut::new(),
             sent: SentScanner::default(),
             refused_write: false,
@@ -185,6 +184,9 @@ impl State {
         loop {
             if let Some(filter) = self.filter.as_mut().filter(|filter| filter.is_ready()) {
                 filter.take(buf.remaining(), |bytes| buf.put_slice(bytes));
+                if filter.is_over() {
+                    self.filter = None;
+                }
                 return Poll::Ready(Ok(()));
             }
             let mut chunk = ReadBuf::new(&mut chunk);
