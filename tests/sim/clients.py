@@ -305,21 +305,9 @@ class Administrator(Client):
         self._is_sure = True
 
     def act(self) -> None:
-        if self.clients.is_asking or self._has_strangers():
+        if self.clients.is_asking:
             # A member that was added may be the one that is missing for a quorum: any list will do then.
             self.call(MEMBER_LIST, rpc_pb2.MemberListRequest(linearizable=self._is_sure), self._listed)
-        else:
-            self.world.after(0.5, self.act)
-
-    def _has_strangers(self) -> bool:
-        """Whether some member of the cluster has never been started."""
-        known = self.clients.cluster.all_hosts
-        return any(
-            member.ID not in known
-            for host in self.clients.hosts
-            if host.process is not None
-            for member in host.process.machine.members.all()
-        )
 
     def _listed(self, operation: Operation) -> None:
         cluster = self.clients.cluster
@@ -332,7 +320,7 @@ class Administrator(Client):
             if member.ID not in cluster.all_hosts:
                 cluster.add_host(member.ID)
                 self.world.after(self.draw.uniform(0.1, 3), cluster.all_hosts[member.ID].start)
-        if self.clients.is_asking and self._is_sure:
+        if self._is_sure and self.clients.is_asking:
             path, request = self._change(members)
             self.call(path, request, self._changed)
         else:

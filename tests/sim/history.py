@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from etcd_server.api.errors import EtcdError
+from etcd_server.api.errors import EtcdError, OutcomeUnknown
 from etcd_server.api.methods import METHODS
 from etcd_server.api.proto import command_pb2, kv_pb2, rpc_pb2
 from etcd_server.raft.messages import EntryKind
@@ -121,12 +121,19 @@ def written_values(request: Any) -> list[bytes]:
 
 def settle_unknown(operations: Iterable[Operation], ledger: Sequence[Record]) -> list[Operation]:
     """The operations that count: refused ones had no effect, and of those with an unknown outcome the log
-    shows which never happened, what became of the others, and by when."""
+    shows which never happened, what became of the others, and by when.
+
+    A deletion does not show whose it is: it may be any of its likes in the log, and so it happened before
+    the last of them was applied, or never."""
     found: dict[bytes, tuple[Record, int]] = {}
+    likes: dict[tuple[str, bytes], float] = {}
     for record, position, kind, request in commands(ledger):
         if kind in ("put", "txn"):
             for value in written_values(request):
                 found[value] = (record, position)
+        if kind in ("delete_range", "txn"):
+            name = type(request).__name__, request.SerializeToString(deterministic=True)
+            likes[name] = record.applied_s if record.applied_s >= 0 else inf
     kept = []
     for operation in operations:
         if not operation.succeeded and operation.completed_s == inf:
@@ -135,7 +142,13 @@ def settle_unknown(operations: Iterable[Operation], ledger: Sequence[Record]) ->
                 if values[0] not in found:
                     continue
                 _learn(operation, *found[values[0]])
-        if operation.succeeded or operation.completed_s == inf:
+            elif operation.path in (DELETE, TXN):
+                request = operation.request
+                name = type(request).__name__, request.SerializeToString(deterministic=True)
+                if name not in likes:
+                    continue
+                operation.completed_s = likes[name]
+        if operation.succeeded or operation.error is None or isinstance(operation.error, OutcomeUnknown):
             kept.append(operation)
     return kept
 

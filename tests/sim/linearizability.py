@@ -6,7 +6,7 @@ state they led to, is not tried twice. The state holds the revision, and an answ
 operations fit in one place only and the search hardly ever goes back.
 
 What an operation means is said by the plain model of tests/properties/store_model.py. An operation whose
-outcome is unknown may take effect at any time after it was sent, or never.
+outcome is unknown may take effect at any time after it was sent, until it is known to have ended, or never.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ class _Search:
         self._start = start
         self._steps_left = most_steps
         # The order in which known operations ended: none may be put behind one that began later.
-        self._by_end = sorted(range(len(self._calls)), key=lambda n: self._calls[n].completed_s)
+        self._by_end = sorted(
+            (n for n, call in enumerate(self._calls) if call.response is not None),
+            key=lambda n: self._calls[n].completed_s,
+        )
 
     def run(self) -> list[Call] | None:
         calls = self._calls
@@ -182,7 +185,10 @@ class _Search:
             after, expected = perform(state, call)
         except EtcdError:
             return None
-        return after if call.response is None or agrees(call, expected) else None
+        if call.response is None:
+            # Whoever explains a history with a call that changed nothing explains it without that call too.
+            return after if after.revision != state.revision else None
+        return after if agrees(call, expected) else None
 
     def _candidates(self, done: int) -> list[int]:
         """The operations that may come next: not done, and begun before any other that is left has ended.
@@ -194,12 +200,17 @@ class _Search:
             if not done >> number & 1:
                 first_end = self._calls[number].completed_s
                 break
+        latest_begin = self._calls[done.bit_length() - 1].invoked_s if done else -inf
         known, unknown = [], []
         for number, call in enumerate(self._calls):
             if call.invoked_s > first_end:
                 break
-            if not done >> number & 1:
-                (known if call.response is not None else unknown).append(number)
+            if done >> number & 1:
+                continue
+            if call.response is not None:
+                known.append(number)
+            elif call.completed_s >= latest_begin:
+                unknown.append(number)
         known.reverse()
         return unknown + known
 

@@ -169,7 +169,17 @@ class Simulation:
         while not holds():
             if world.now >= end_s:
                 raise Violation("liveness", f"no {what} within {limit_s:.1f} s: {self._describe()}")
+            self._start_strangers()
             world.run_until(world.now + 0.25)
+
+    def _start_strangers(self) -> None:
+        """Whoever added a member, and was perhaps never told that it was added, starts it: it may be the one
+        that is missing for a quorum."""
+        known = self.cluster.all_hosts
+        states = [host.process.machine for host in self.hosts if host.process is not None]
+        for member in [member for machine in states for member in machine.members.all()]:
+            if member.ID not in known:
+                self.cluster.add_host(member.ID).start()
 
     def _have_leader(self) -> bool:
         leaders = {host.process.engine.core.leader_id if host.process else 0 for host in self.hosts}

@@ -74,7 +74,7 @@ def random_history(seed: int) -> list[Call]:
         begun_s, ended_s = at_s - draw.uniform(0, 3), at_s + draw.uniform(0, 3)
         calls.append(Call(request, begun_s, ended_s, response))
         if draw.random() < 0.2:
-            calls[-1] = replace(calls[-1], response=None, completed_s=inf)
+            calls[-1] = replace(calls[-1], response=None, completed_s=draw.choice([inf, ended_s]))
     kind = draw.random()
     position = draw.randrange(len(calls))
     chosen = calls[position]
@@ -166,6 +166,24 @@ def test_the_log_tells_what_became_of_unknown_outcomes() -> None:
     unseen = Operation(1, path, Put(key=b"a", value=b"unseen"), 1.0)
     assert settle_unknown([seen, unseen], ledger) == [seen]
     assert (seen.completed_s, seen.response.header.revision) == (6.0, 2)
+
+
+def test_a_deletion_in_doubt_happened_before_the_last_of_its_likes_was_applied_or_never() -> None:
+    batch = command_pb2.Batch(commands=[command_pb2.Command(delete_range=Delete(key=b"a"))])
+    entry = Entry(1, 1, EntryKind.NORMAL, batch.SerializeToString())
+    ledger = [Record(entry, 5.0, 6.0, [(1, b"")], 1)]
+    path = "/etcdserverpb.KV/DeleteRange"
+    like = Operation(1, path, Delete(key=b"a"), 1.0)
+    unlike = Operation(1, path, Delete(key=b"b"), 1.0)
+    assert settle_unknown([like, unlike], ledger) == [like]
+    assert (like.completed_s, like.response) == (6.0, None)
+
+
+def test_a_call_in_doubt_has_no_effect_after_its_end() -> None:
+    in_doubt = replace(WRITES[1], response=None, invoked_s=1.5, completed_s=3)
+    assert check([WRITES[0], in_doubt, got(4, 5, 3, TWO)]) is None
+    assert check([WRITES[0], in_doubt, got(4, 5, 2, ONE)]) is None
+    assert check([WRITES[0], in_doubt, got(4, 5, 2, ONE), got(6, 7, 3, TWO)])
 
 
 # --- watches ------------------------------------------------------------------------------------------------
