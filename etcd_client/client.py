@@ -14,11 +14,13 @@ from typing import TypeVar, Unpack
 from weakref import WeakSet
 
 from etcd_client import ops
+from etcd_client.auth import Credentials, Tokens
 from etcd_client.compare import Compare
 from etcd_client.errors import NotFound
 from etcd_client.lease import Lease
 from etcd_client.ops import Operation, RangeOptions, prefix_of
 from etcd_client.session import Session, parse_endpoints, parsed
+from etcd_client.tls import Tls
 from etcd_client.transport import RequestsTransport, Transport
 from etcd_client.types import (
     BytesLike,
@@ -46,10 +48,19 @@ class Client:
 
     endpoints: URLs, `host:port`s, or one comma-separated string; tried in order, the one that answers is
     kept. timeout_s: how long one call may take, repetitions included. connect_timeout_s: how long one
-    endpoint may take to accept. ca_file, cert: PEM files for https (cert is `(certificate, key)`). random:
-    the source of jitter. transport: what carries requests; tests put their own.
+    endpoint may take to accept. random: the source of jitter. transport: what carries requests; tests put
+    their own.
 
-    Raises ValueError for endpoints that are not URLs. Connects only when something is asked.
+    For https: ca_file (PEM) holds the authorities that are believed instead of the system's; cert is this
+    client's `(certificate, key)`, PEM files; server_name is the name that the servers' certificates must
+    have, instead of the endpoint's host; insecure_skip_tls_verify believes any certificate, so that whoever
+    is in between can read and change everything.
+
+    user and password: each call carries a token got with them and renewed as needed (see auth.py). password
+    may be a function, which is asked each time.
+
+    Raises ValueError for endpoints that are not URLs and for files that cannot be used, with the reason.
+    Connects only when something is asked.
     """
 
     def __init__(
@@ -60,16 +71,22 @@ class Client:
         connect_timeout_s: float = 2.0,
         ca_file: str | None = None,
         cert: tuple[str, str] | None = None,
+        server_name: str | None = None,
+        insecure_skip_tls_verify: bool = False,
+        user: str | None = None,
+        password: str | Callable[[], str] = "",
         random: Random | None = None,
         transport: Transport | None = None,
     ) -> None:
         self.random = random or Random()
+        tls = Tls(ca_file, cert, server_name, insecure_skip_tls_verify)
         self._session = Session(
             parse_endpoints(endpoints),
-            transport or RequestsTransport(ca_file=ca_file, cert=cert),
+            transport or RequestsTransport(tls),
             timeout_s=timeout_s,
             connect_timeout_s=connect_timeout_s,
             random=self.random,
+            tokens=Tokens(Credentials(user, password)) if user else None,
         )
         self._lock = threading.Lock()
         self._watches: WeakSet[Watch] = WeakSet()

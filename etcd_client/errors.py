@@ -163,6 +163,10 @@ _BY_TEXT: tuple[tuple[str, type[EtcdError]], ...] = (
     ("required revision has been compacted", Compacted),
     ("required revision is a future revision", FutureRevision),
     ("database space exceeded", NoSpace),
+    # etcd gives these the code InvalidArgument; what is wrong is who asks.
+    ("invalid user ID or password", Unauthenticated),
+    ("user name is empty", Unauthenticated),
+    ("revision of auth store is old", Unauthenticated),
 )
 
 # A write answered like this was refused before it was proposed to the cluster, so nothing was done. Every

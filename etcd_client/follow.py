@@ -68,6 +68,10 @@ class Follow:
             except (Compacted, ClusterChanged) as error:
                 logger.info("follow %r: %s; listing again", self._prefix, error)
                 self._watch = None
+            except EtcdError as error:
+                # A watch that has raised is over; whoever calls again gets a new listing.
+                self._watch, self._listing_error = None, error
+                raise
         raise StopIteration
 
     def __enter__(self) -> Follow:

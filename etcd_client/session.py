@@ -13,10 +13,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from etcd_client.auth import Tokens, header_of, is_about_the_token
 from etcd_client.errors import (
     UNKNOWN,
     BadAnswer,
@@ -99,10 +101,12 @@ class Session:
         timeout_s: float,
         connect_timeout_s: float,
         random: Random,
+        tokens: Tokens | None = None,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], object] | None = None,
     ) -> None:
         self.endpoints = endpoints
+        self._tokens = tokens
         self.timeout_s = timeout_s
         self.random = random
         self._transport = transport
@@ -111,6 +115,11 @@ class Session:
         self._closing = threading.Event()
         self._wait = wait or self._closing.wait
         self._preferred = 0
+
+    @property
+    def has_user(self) -> bool:
+        """Calls are made in the name of a user."""
+        return self._tokens is not None
 
     @property
     def closed(self) -> bool:
@@ -155,14 +164,16 @@ class Session:
                 # sent is not sent elsewhere, so it may wait for its answer until the end.
                 share_s = remaining_s / (len(endpoints) - turn)
                 try:
-                    answer = self._attempt(
-                        target,
+                    answer = self._attempt_as_user(
+                        _Attempt(
+                            target,
+                            connect_timeout_s=min(share_s, self._connect_timeout_s),
+                            read_timeout_s=share_s if repeatable else remaining_s,
+                            repeatable=repeatable,
+                            stream=stream,
+                        ),
                         path,
                         body,
-                        connect_timeout_s=min(share_s, self._connect_timeout_s),
-                        read_timeout_s=share_s if repeatable else remaining_s,
-                        repeatable=repeatable,
-                        stream=stream,
                     )
                 except (Unreachable, Unavailable) as error:
                     last = error
@@ -176,7 +187,14 @@ class Session:
             self._wait(pause_s)
 
     def open_stream(
-        self, endpoint: str, path: str, body: Json, *, headers: Mapping[str, str], idle_timeout_s: float
+        self,
+        endpoint: str,
+        path: str,
+        body: Json,
+        *,
+        token: str,
+        headers: Mapping[str, str],
+        idle_timeout_s: float,
     ) -> Response:
         """POSTs `body` and returns the answer, which must be a stream. One attempt, to one endpoint.
 
@@ -190,7 +208,7 @@ class Session:
             connect_timeout_s=self._connect_timeout_s,
             read_timeout_s=self.timeout_s,
             body_timeout_s=idle_timeout_s,
-            headers=headers,
+            headers={**headers, **header_of(token)},
         )
         try:
             response = self._transport.send(request)
@@ -203,22 +221,46 @@ class Session:
         except TransportError as error:
             raise no_answer(error, endpoint, repeatable=True) from error
 
-    def _attempt(
-        self,
-        endpoint: str,
-        path: str,
-        body: Json,
-        *,
-        connect_timeout_s: float,
-        read_timeout_s: float,
-        repeatable: bool,
-        stream: bool,
-    ) -> Json:
+    def token(self, endpoint: str, *, instead_of: str | None = None) -> str:
+        """The user's token, "" without a user; another one than `instead_of`, which was refused."""
+        if self._tokens is None:
+            return ""
+        attempt = _Attempt(
+            endpoint,
+            connect_timeout_s=self._connect_timeout_s,
+            read_timeout_s=self.timeout_s,
+            repeatable=True,
+        )
+        return self._token(self._tokens, attempt, instead_of)
+
+    def _token(self, tokens: Tokens, attempt: _Attempt, refused: str | None = None) -> str:
+        def ask(path: str, body: Json) -> Json:
+            return self._attempt(replace(attempt, repeatable=True, stream=False), path, body, "")
+
+        if refused is None:
+            return tokens.get(ask, attempt.read_timeout_s)
+        return tokens.renew(refused, ask, attempt.read_timeout_s)
+
+    def _attempt_as_user(self, attempt: _Attempt, path: str, body: Json) -> Json:
+        """One attempt with the user's token, and one more with a new token if it is refused for its token."""
+        if self._tokens is None:
+            return self._attempt(attempt, path, body, "")
+        token = self._token(self._tokens, attempt)
+        try:
+            return self._attempt(attempt, path, body, token)
+        except EtcdError as error:
+            if not is_about_the_token(error):
+                raise
+        return self._attempt(attempt, path, body, self._token(self._tokens, attempt, token))
+
+    def _attempt(self, attempt: _Attempt, path: str, body: Json, token: str) -> Json:
+        endpoint, repeatable = attempt.endpoint, attempt.repeatable
         request = Request(
             url=endpoint + path,
             body=_encoded(body),
-            connect_timeout_s=max(connect_timeout_s, _MIN_ATTEMPT_S),
-            read_timeout_s=max(read_timeout_s, _MIN_ATTEMPT_S),
+            connect_timeout_s=max(attempt.connect_timeout_s, _MIN_ATTEMPT_S),
+            read_timeout_s=max(attempt.read_timeout_s, _MIN_ATTEMPT_S),
+            headers=header_of(token),
         )
         try:
             response = self._transport.send(request)
@@ -230,10 +272,21 @@ class Session:
                 response.close()
         except TransportError as error:
             raise no_answer(error, endpoint, repeatable=repeatable) from error
-        if not stream:
+        if not attempt.stream:
             return decode(content, endpoint)
         lines = content.split(b"\n", 1)
         return result_of_frame(decode(lines[0], endpoint), endpoint, repeatable=repeatable)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Where one request goes, and what it may take and mean. `stream`: only the first message counts."""
+
+    endpoint: str
+    connect_timeout_s: float
+    read_timeout_s: float
+    repeatable: bool
+    stream: bool = False
 
 
 def decode(content: bytes, endpoint: str) -> Json:

@@ -16,6 +16,8 @@ from typing import Protocol
 import requests
 import urllib3
 
+from etcd_client.tls import Tls, TlsAdapter, handshake_problem, lost_connection
+
 
 class TransportError(Exception):
     """No complete answer came back."""
@@ -87,12 +89,16 @@ class RequestsTransport:
     """Transport over `requests`. Proxy settings and .netrc of the environment are deliberately not used.
 
     A `requests.Session` is not promised to be thread-safe, so each request borrows one of its own, and
-    a returned one is used again with its open connections.
+    a returned one is used again with its open connections. Raises ValueError for TLS files that cannot be
+    used.
     """
 
-    def __init__(self, *, ca_file: str | None = None, cert: tuple[str, str] | None = None) -> None:
-        self._ca_file = ca_file
-        self._cert = cert
+    def __init__(self, tls: Tls = Tls()) -> None:  # noqa: B008 (frozen)
+        tls.check_files()
+        self._tls = tls
+        if tls.insecure_skip_verify:
+            # It was asked for by name; a warning for each request would be noise.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._lock = threading.Lock()
         self._idle: list[requests.Session] = []
         self._closed = False
@@ -132,8 +138,10 @@ class RequestsTransport:
                 return self._idle.pop()
         session = requests.Session()
         session.trust_env = False
-        session.verify = self._ca_file or True
-        session.cert = self._cert
+        session.verify = not self._tls.insecure_skip_verify and (self._tls.ca_file or True)
+        session.cert = self._tls.cert
+        if self._tls.server_name is not None:
+            session.mount("https://", TlsAdapter(self._tls.server_name))
         return session
 
     def _give_back(self, session: requests.Session) -> None:
@@ -191,12 +199,15 @@ def _translated(error: Exception) -> TransportError:
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return ConnectFailed(text)
     for cause in causes:
-        # NewConnectionError covers refusal, no route and name resolution. A certificate is verified by the
-        # handshake, before any byte of the request; other TLS errors may come later and prove nothing.
+        # The handshake goes before any byte of the request; other TLS errors may come later, prove nothing.
+        problem = handshake_problem(cause) if isinstance(cause, OSError) else None
+        if problem is not None:
+            return ConnectFailed(problem)
+    for cause in causes:
+        # NewConnectionError covers refusal, no route and name resolution.
         if isinstance(
             cause,
             requests.ConnectTimeout
-            | ssl.SSLCertVerificationError
             | urllib3.exceptions.ConnectTimeoutError
             | urllib3.exceptions.NewConnectionError,
         ):
@@ -204,6 +215,9 @@ def _translated(error: Exception) -> TransportError:
     for cause in causes:
         if isinstance(cause, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError | TimeoutError):
             return IdleTimeout("no answer within the time allowed")
+    for cause in causes:
+        if isinstance(cause, ssl.SSLError):
+            return ConnectionLost(lost_connection(cause))
     return ConnectionLost(text)
 
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from types import TracebackType
 
+from etcd_client.auth import TOKEN_TEXTS
 from etcd_client.errors import (
     BadAnswer,
     ClusterChanged,
@@ -26,6 +27,7 @@ from etcd_client.errors import (
     NotNow,
     PermissionDenied,
     ServerError,
+    Unauthenticated,
     Unavailable,
 )
 from etcd_client.session import Backoff, Session, decode, no_answer, parsed, result_of_frame
@@ -66,6 +68,9 @@ class Watch:
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._response: Response | None = None
+        self._token: str | None = None
+        self._token_refused = False
+        self._token_renewed = False
         self._batches = self._run()
 
     def __iter__(self) -> Iterator[WatchBatch]:
@@ -102,6 +107,13 @@ class Watch:
                 trouble: EtcdError = Unavailable("the watch stream ended", endpoint=endpoint)
             except (NotNow, ServerError) as error:
                 trouble = error
+            except (Unauthenticated, PermissionDenied) as error:
+                # etcd before 3.5.5 says "permission denied" for a token that has expired, too.
+                if self._token_renewed or not self._session.has_user:
+                    raise
+                self._token_refused = True
+                self._note(error)
+                continue
             finally:
                 self.connected = False
             if self.cancelled:
@@ -127,6 +139,7 @@ class Watch:
             endpoint,
             "/v3/watch",
             {"create_request": request},
+            token=self._current_token(endpoint),
             headers={"Grpc-Metadata-hasleader": "true"},
             idle_timeout_s=self._idle_timeout_s,
         )
@@ -147,6 +160,13 @@ class Watch:
                 self._response = None
             response.close()
 
+    def _current_token(self, endpoint: str) -> str:
+        """The user's token; another one when the last stream was refused with it."""
+        refused = self._token if self._token_refused else None
+        self._token = self._session.token(endpoint, instead_of=refused)
+        self._token_renewed, self._token_refused = self._token_refused, False
+        return self._token
+
     def _take(self, result: Json, endpoint: str) -> WatchBatch | None:
         """Accounts for one WatchResponse; the batch for the caller, if there is one."""
         header = Header.from_json(result)
@@ -163,6 +183,7 @@ class Watch:
                 )
             self.connected = True
             self.last_error = None
+            self._token_renewed = False
             # header.revision is the store's revision when the watch was made: what follows is newer.
             self.next_revision = self.next_revision or header.revision + 1
             self._seen_revision = header.revision
@@ -214,6 +235,8 @@ def _cancellation(result: Json, endpoint: str) -> EtcdError:
         return Compacted(text, endpoint=endpoint, compact_revision=compact_revision)
     if "permission denied" in reason:
         return PermissionDenied(reason, code=7, endpoint=endpoint)
+    if any(text in reason for text in TOKEN_TEXTS):
+        return Unauthenticated(reason, code=16, endpoint=endpoint)
     if result.get("created") and "leader" not in reason:
         return InvalidArgument(reason or "the server refused the watch", endpoint=endpoint)
     return Unavailable(reason or "the server cancelled the watch", endpoint=endpoint)

@@ -34,7 +34,7 @@ def commands(context: click.Context, /, **options: Any) -> None:
       etcd-pyctl status -w table
 
     The common options may stand before or after the command, and each can be set in the environment:
-    ETCDCTL_ENDPOINTS, ETCDCTL_WRITE_OUT, ETCDCTL_COMMAND_TIMEOUT, ETCDCTL_CACERT, ETCDCTL_CERT, ETCDCTL_KEY.
+    ETCDCTL_ and the long option, such as ETCDCTL_ENDPOINTS, ETCDCTL_COMMAND_TIMEOUT or ETCDCTL_PASSWORD.
 
     \b
     Exit status:

@@ -35,16 +35,41 @@ class Settings:
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+    server_name: str | None = None
+    insecure_skip_tls_verify: bool = False
+    user: str | None = None
+    password: str | None = None
 
     def client(self) -> AbstractContextManager[Client]:
         """A client for these settings. Raises click.UsageError for an endpoint that is not a URL."""
         if (self.cert_file is None) != (self.key_file is None):
             raise click.UsageError("--cert and --key are only of use together")
         cert = (self.cert_file, self.key_file) if self.cert_file and self.key_file else None
+        user, password = self._user()
         try:
-            return Client(self.endpoints, timeout_s=self.command_timeout_s, ca_file=self.ca_file, cert=cert)
+            return Client(
+                self.endpoints,
+                timeout_s=self.command_timeout_s,
+                ca_file=self.ca_file,
+                cert=cert,
+                server_name=self.server_name,
+                insecure_skip_tls_verify=self.insecure_skip_tls_verify,
+                user=user,
+                password=password,
+            )
         except ValueError as error:
             raise click.UsageError(str(error)) from None
+
+    def _user(self) -> tuple[str | None, str]:
+        """The user's name and password, as etcdctl takes them; asked for on a terminal if it is missing."""
+        if self.user is None:
+            if self.password is not None:
+                raise click.UsageError("--password is only of use with --user")
+            return None, ""
+        if self.password is not None:
+            return self.user, self.password
+        name, colon, password = self.user.partition(":")
+        return name, password if colon else click.prompt("Password", hide_input=True, err=True)
 
 
 class Duration(click.ParamType[float]):
@@ -61,6 +86,7 @@ class Duration(click.ParamType[float]):
 
 
 _FILE = click.Path(exists=True, dir_okay=False)
+_FLAG = object()
 # flags, field of Settings, type, help; the environment variable is ETCDCTL_ and the long flag
 _COMMON: tuple[tuple[tuple[str, ...], str, Any, str], ...] = (
     (("--endpoints",), "endpoints", None, "Servers, comma-separated URLs. [default: http://127.0.0.1:2379]"),
@@ -69,6 +95,10 @@ _COMMON: tuple[tuple[tuple[str, ...], str, Any, str], ...] = (
     (("--cacert",), "ca_file", _FILE, "CA certificates (PEM) to check https servers with."),
     (("--cert",), "cert_file", _FILE, "Client certificate (PEM)."),
     (("--key",), "key_file", _FILE, "Key of the client certificate (PEM)."),
+    (("--tls-server-name",), "server_name", None, "Name that the servers' certificates must have."),
+    (("--insecure-skip-tls-verify",), "insecure_skip_tls_verify", _FLAG, "Believe any server."),
+    (("--user",), "user", None, "NAME[:PASSWORD]; asks for a password that is not given."),
+    (("--password",), "password", None, "Password of --user, which then is the name alone."),
 )
 
 
@@ -82,9 +112,14 @@ def common_options(*, environment: bool) -> Callable[[F], F]:
     def add(command: F) -> F:
         for flags, name, kind, text in reversed(_COMMON):
             variable = "ETCDCTL_" + flags[-1].removeprefix("--").replace("-", "_").upper()
-            option = click.option(
-                *flags, name, type=kind, envvar=variable if environment else None, help=text
-            )
+            variable_read = variable if environment else None
+            if kind is _FLAG:
+                # None when it is not given, so that merged() leaves what stands before the command's name.
+                option = click.option(
+                    *flags, name, is_flag=True, default=None, envvar=variable_read, help=text
+                )
+            else:
+                option = click.option(*flags, name, type=kind, envvar=variable_read, help=text)
             command = option(command)
         return command
 
