@@ -16,12 +16,8 @@ from etcd_server.api.methods import METHODS
 from etcd_server.api.proto import rpc_pb2
 from tests.sim.history import (
     COMPACT,
-    DELETE,
     LEASE_GRANT,
     LEASE_REVOKE,
-    PUT,
-    RANGE,
-    TXN,
     Delivery,
     History,
     LeaseStory,
@@ -30,6 +26,7 @@ from tests.sim.history import (
 )
 from tests.sim.node import Cluster
 from tests.sim.process import Process, Stream
+from tests.sim.requests import Requests
 from tests.sim.world import Violation, World
 
 WATCH = "/etcdserverpb.Watch/Watch"
@@ -39,9 +36,6 @@ MEMBER_ADD = "/etcdserverpb.Cluster/MemberAdd"
 MEMBER_REMOVE = "/etcdserverpb.Cluster/MemberRemove"
 MEMBER_UPDATE = "/etcdserverpb.Cluster/MemberUpdate"
 MEMBER_PROMOTE = "/etcdserverpb.Cluster/MemberPromote"
-
-R = rpc_pb2.RangeRequest
-C = rpc_pb2.Compare
 
 
 class Clients:
@@ -174,100 +168,15 @@ class Writer(Client):
     def __init__(self, clients: Clients, number: int) -> None:
         super().__init__(clients, "writer", number)
         self.client_id = number
+        self._requests = Requests(self.draw, self.plan, clients)
 
     def act(self) -> None:
         if self.clients.is_asking:
-            path, request = self._request()
+            path, request = self._requests.next()
             self.call(path, request, self._done)
 
     def _done(self, operation: Operation) -> None:
         self.world.after(self.draw.expovariate(1 / self.plan.think_s), self.act)
-
-    def key(self) -> bytes:
-        return b"k%02d" % self.draw.randrange(self.plan.keys)
-
-    def span(self) -> tuple[bytes, bytes]:
-        """A key and a range_end."""
-        return self.draw.choice(
-            [
-                (self.key(), b""),
-                (self.key(), b""),
-                (self.key(), self.key() + b"\0"),
-                (b"k", b"l"),
-                (self.key(), b"\0"),
-            ]
-        )
-
-    def _request(self) -> tuple[str, Any]:
-        kind = self.draw.random()
-        if kind < 0.4:
-            return PUT, self._put()
-        if kind < 0.48:
-            return DELETE, self._delete()
-        if kind < 0.65:
-            return TXN, self._txn()
-        return RANGE, self._range()
-
-    def _put(self) -> rpc_pb2.PutRequest:
-        draw = self.draw
-        request = rpc_pb2.PutRequest(key=self.key(), value=self.clients.value(), prev_kv=draw.random() < 0.2)
-        if self.clients.live_leases and draw.random() < 0.2:
-            request.lease = draw.choice(self.clients.live_leases)
-        return request
-
-    def _delete(self) -> rpc_pb2.DeleteRangeRequest:
-        key, end = self.span()
-        return rpc_pb2.DeleteRangeRequest(key=key, range_end=end, prev_kv=self.draw.random() < 0.3)
-
-    def _range(self) -> rpc_pb2.RangeRequest:
-        draw = self.draw
-        key, end = self.span()
-        request = R(key=key, range_end=end, serializable=draw.random() < 0.2)
-        if draw.random() < 0.4:
-            request.limit = draw.choice([0, 1, 3])
-            request.sort_order = draw.choice(R.SortOrder.values())
-            request.sort_target = draw.choice(R.SortTarget.values())
-            request.keys_only = draw.random() < 0.2
-            request.count_only = draw.random() < 0.2
-            if draw.random() < 0.2:
-                request.min_mod_revision = draw.randrange(1, self.clients.highest_revision + 1)
-        if draw.random() < 0.15:
-            request.revision = self._past()
-        return request
-
-    def _past(self) -> int:
-        """A revision of late, compacted perhaps, or one to come."""
-        highest = self.clients.highest_revision
-        return max(1, highest - self.draw.randrange(-2, 30))
-
-    def _txn(self) -> rpc_pb2.TxnRequest:
-        draw = self.draw
-        request = rpc_pb2.TxnRequest()
-        for _ in range(draw.randrange(3)):
-            target = draw.choice(["version", "create_revision", "mod_revision"])
-            request.compare.append(
-                C(
-                    key=self.key(),
-                    target={"version": C.VERSION, "create_revision": C.CREATE, "mod_revision": C.MOD}[target],
-                    result=draw.choice(C.CompareResult.values()),
-                    **{target: draw.choice([0, 1, 2, self.clients.highest_revision])},  # type: ignore[arg-type]
-                )
-            )
-        for branch in (request.success, request.failure):
-            keys = sorted({self.key() for _ in range(draw.randrange(4))})
-            for key in keys:
-                kind = draw.random()
-                if kind < 0.6:
-                    branch.add().request_put.CopyFrom(
-                        rpc_pb2.PutRequest(key=key, value=self.clients.value(), prev_kv=draw.random() < 0.2)
-                    )
-                elif kind < 0.75:
-                    branch.add().request_delete_range.CopyFrom(rpc_pb2.DeleteRangeRequest(key=key))
-                else:
-                    branch.add().request_range.CopyFrom(R(key=key, range_end=draw.choice([b"", b"l"])))
-            if draw.random() < 0.15:
-                branch.add().request_range.CopyFrom(R(key=self.key(), revision=self._past()))
-        return request
 
 
 class Compactor(Client):

@@ -7,7 +7,7 @@ tests/robustness/validate/patch_history.go). Values are unique, so an entry show
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -25,6 +25,7 @@ RANGE = "/etcdserverpb.KV/Range"
 COMPACT = "/etcdserverpb.KV/Compact"
 LEASE_GRANT = "/etcdserverpb.Lease/LeaseGrant"
 LEASE_REVOKE = "/etcdserverpb.Lease/LeaseRevoke"
+WRITES = ("put", "delete_range", "txn")
 
 
 @dataclass(slots=True)
@@ -109,29 +110,40 @@ def commands(ledger: Sequence[Record]) -> Iterable[tuple[Record, int, str, Any]]
 def written_values(request: Any) -> list[bytes]:
     """The values that a put or txn would write."""
     if isinstance(request, rpc_pb2.PutRequest):
-        return [request.value]
+        return [] if request.ignore_value else [request.value]
     if isinstance(request, rpc_pb2.TxnRequest):
-        return [
-            operation.request_put.value
-            for operation in (*request.success, *request.failure)
-            if operation.HasField("request_put")
-        ]
+        parts = [request_of(operation) for operation in (*request.success, *request.failure)]
+        return [value for part in parts for value in written_values(part)]
     return []
+
+
+def request_of(operation: rpc_pb2.RequestOp) -> Any:
+    """The request that one operation of a txn is."""
+    return getattr(operation, operation.WhichOneof("request") or "")
+
+
+def ranges_of(request: rpc_pb2.TxnRequest) -> Iterator[rpc_pb2.RangeRequest | None]:
+    """The ranges of a txn and of those in it; None for each operation that would change something."""
+    for operation in (*request.success, *request.failure):
+        part = request_of(operation)
+        if isinstance(part, rpc_pb2.TxnRequest):
+            yield from ranges_of(part)
+        else:
+            yield part if isinstance(part, rpc_pb2.RangeRequest) else None
 
 
 def settle_unknown(operations: Iterable[Operation], ledger: Sequence[Record]) -> list[Operation]:
     """The operations that count: refused ones had no effect, and of those with an unknown outcome the log
     shows which never happened, what became of the others, and by when.
 
-    A deletion does not show whose it is: it may be any of its likes in the log, and so it happened before
-    the last of them was applied, or never."""
+    What writes no value does not show whose it is: it may be any of its likes in the log, and so it happened
+    before the last of them was applied, or never."""
     found: dict[bytes, tuple[Record, int]] = {}
     likes: dict[tuple[str, bytes], float] = {}
     for record, position, kind, request in commands(ledger):
-        if kind in ("put", "txn"):
-            for value in written_values(request):
-                found[value] = (record, position)
-        if kind in ("delete_range", "txn"):
+        for value in written_values(request):
+            found[value] = (record, position)
+        if kind in WRITES:
             name = type(request).__name__, request.SerializeToString(deterministic=True)
             likes[name] = record.applied_s if record.applied_s >= 0 else inf
     kept = []
@@ -142,7 +154,7 @@ def settle_unknown(operations: Iterable[Operation], ledger: Sequence[Record]) ->
                 if values[0] not in found:
                     continue
                 _learn(operation, *found[values[0]])
-            elif operation.path in (DELETE, TXN):
+            elif operation.path in (PUT, DELETE, TXN):
                 request = operation.request
                 name = type(request).__name__, request.SerializeToString(deterministic=True)
                 if name not in likes:

@@ -19,6 +19,7 @@ from typing import Any
 from etcd_server.api.errors import EtcdError
 from etcd_server.api.proto import rpc_pb2
 from tests.properties.store_model import Changing, KeyValue, Model, matching, select
+from tests.sim.history import ranges_of
 
 Keys = Mapping[bytes, KeyValue]
 
@@ -32,7 +33,8 @@ class State:
 
     def identity(self) -> object:
         return self.revision, frozenset(
-            (key, kv.mod_revision, kv.version, kv.value) for key, kv in self.keys.items()
+            (key, kv.create_revision, kv.mod_revision, kv.version, kv.lease, kv.value)
+            for key, kv in self.keys.items()
         )
 
 
@@ -94,8 +96,7 @@ class _Past(dict[int, Any]):
 
 def _reads_the_past(request: Any) -> bool:
     return isinstance(request, rpc_pb2.TxnRequest) and any(
-        operation.HasField("request_range") and operation.request_range.revision
-        for operation in (*request.success, *request.failure)
+        part is not None and part.revision for part in ranges_of(request)
     )
 
 

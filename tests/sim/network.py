@@ -51,7 +51,9 @@ class Network:
     # --- faults -------------------------------------------------------------------------------------------
 
     def cut(self, paths: Iterable[Path], duration_s: float) -> None:
-        """Let nothing pass on these paths for a while; cuts add up."""
+        """Let nothing pass on these paths for a while; cuts add up. Not once everything has healed."""
+        if self.is_calm:
+            return
         number = self._next_cut
         self._next_cut += 1
         self._cuts[number] = frozenset(paths)
@@ -61,7 +63,9 @@ class Network:
         self._cuts.pop(number, None)
 
     def clog(self, path: Path, duration_s: float) -> None:
-        """Hold back what travels on a path until it opens again."""
+        """Hold back what travels on a path until it opens again. Not once everything has healed."""
+        if self.is_calm:
+            return
         until_s = self._world.now + duration_s
         self._clogged_until_s[path] = max(until_s, self._clogged_until_s.get(path, 0.0))
 
