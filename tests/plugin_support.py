@@ -1,4 +1,4 @@
-"""What the tests of first-party plugins share: the packages as they look installed, their READMEs, and waiting."""
+"""What the tests of first-party plugins share: installed packages, READMEs, the agent as a process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from etcd_agent import View, cli
+from etcd_agent.errors import FilesError
 from etcd_agent.render import Renderer
+from etcd_agent.status import read_status
 from etcd_agent.values import Entry, Resource, Snapshot, Template
 from tests.markdown import ROOT
 from tests.unit.agent.support import write_tree
@@ -200,13 +203,14 @@ max_backoff = "500ms"
 
     def run(self, *arguments: str, limit_s: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments), env=self.environment(), capture_output=True, text=True, timeout=limit_s
-        )
+            self.command(*arguments), env=self.environment(), cwd=self.folder, capture_output=True, text=True,
+            timeout=limit_s,
+        )  # fmt: skip
 
     def start(self) -> None:
         with (self.folder / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                self.command("run"), env=self.environment(), stdout=log, stderr=subprocess.STDOUT
+                self.command("run"), env=self.environment(), cwd=self.folder, stdout=log, stderr=log
             )
 
     @property
@@ -218,10 +222,12 @@ max_backoff = "500ms"
         return "\n".join(self.log.splitlines()[-15:])
 
     def status(self, name: str) -> dict[str, Any]:
-        """The resource's part of ``status --json``."""
-        shown = json.loads(self.run("status", "--json").stdout)
-        found: dict[str, Any] = next((each for each in shown["resources"] if each["name"] == name), {})
-        return found
+        """What the agent last said of the resource; {} before it has said anything."""
+        try:
+            said = read_status(f"{self.folder}/state")
+        except FilesError:
+            return {}
+        return next((asdict(each) for each in said.resources if each.name == name), {})
 
     def wait_status(self, name: str, limit_s: float = LIMIT_S, **wanted: object) -> dict[str, Any]:
         seen: dict[str, Any] = {}
