@@ -26,6 +26,7 @@ from etcd_server.api.proto import command_pb2, rpc_pb2
 from etcd_server.machine import txn
 from etcd_server.machine.alarms import Alarms
 from etcd_server.machine.compaction import Compaction
+from etcd_server.machine.hashing import KeySpaceHash, facts_hash
 from etcd_server.machine.leases import Leases
 from etcd_server.machine.members import Members
 from etcd_server.machine.mvcc import Change, HistoryRow, Operations, Outcome, Store
@@ -261,6 +262,20 @@ class Machine:
     def kv_at(self, packed_revision: int) -> bytes | None:
         """The serialised KeyValue of one packed revision; None for 0 and for what has been compacted."""
         return self._store.kv_at(packed_revision)
+
+    # --- hashes -----------------------------------------------------------------------------------
+
+    def begin_hash(self, revision: int, *, with_facts: bool = False) -> KeySpaceHash:
+        """The hash of the key space at `revision` (0: the current one), to be made by `hash_step`.
+
+        with_facts: also of the leases, alarms and members as they are now. Raises Compacted, FutureRevision.
+        """
+        seed = facts_hash(self.leases, self.alarms, self.members) if with_facts else 0
+        return KeySpaceHash(self._store, revision, seed)
+
+    def hash_step(self, unfinished: KeySpaceHash, limit_rows: int, limit_bytes: int) -> bool:
+        """Go on with a hash; whether there is more to do. Not after a compaction: begin anew then."""
+        return unfinished.step(self._store, limit_rows, limit_bytes)
 
     # --- compaction -------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ from etcd_server.services.cluster import Cluster
 from etcd_server.services.core import Core, Random, Settings
 from etcd_server.services.events import STREAM_OPEN, Batch, Effects
 from etcd_server.services.forwarding import Forwarding, Servable
+from etcd_server.services.hashes import Hashes
 from etcd_server.services.health import Health
 from etcd_server.services.kv import KV
 from etcd_server.services.leadership import Leadership
@@ -57,12 +58,14 @@ SERVED = {
     "etcdserverpb.Watch": ("Watch",),
     "etcdserverpb.Lease": ("LeaseGrant", "LeaseRevoke", "LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"),
     "etcdserverpb.Cluster": ("MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"),
-    "etcdserverpb.Maintenance": ("Status", "Alarm", "MoveLeader"),
+    "etcdserverpb.Maintenance": ("Status", "Alarm", "MoveLeader", "Hash", "HashKV"),
     "grpc.health.v1.Health": ("Check", "Watch"),
 }
 METHODS = frozenset(f"/{service}/{method}" for service, methods in SERVED.items() for method in methods)
 
-RANGE, STATUS = "/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status"
+RANGE = "/etcdserverpb.KV/Range"
+# Looking at a learner is always allowed; etcd refuses the hashes, by which one sees how good its copy is.
+FOR_LEARNERS = frozenset(f"/etcdserverpb.Maintenance/{method}" for method in ("Status", "Hash", "HashKV"))
 
 UnaryHandler = Callable[[list[tuple[int, Any]]], None]
 
@@ -101,6 +104,7 @@ class Engine:
         self.health = Health(self.core)
         self.cluster = Cluster(self.core, self.reads, node, self.forwarding)
         self.maintenance = Maintenance(self.core, self.reads, node)
+        self.hashes = Hashes(self.core)
         self._unary: dict[str, UnaryHandler] = {
             "/etcdserverpb.KV/Range": self.kv.range,
             "/etcdserverpb.KV/Put": self.kv.put,
@@ -115,6 +119,8 @@ class Engine:
             "/etcdserverpb.Maintenance/Status": self.maintenance.status,
             "/etcdserverpb.Maintenance/Alarm": self.maintenance.alarm,
             "/etcdserverpb.Maintenance/MoveLeader": self.maintenance.move_leader,
+            "/etcdserverpb.Maintenance/Hash": self.hashes.hash,
+            "/etcdserverpb.Maintenance/HashKV": self.hashes.hash_kv,
             "/grpc.health.v1.Health/Check": self.health.check,
         }
         assert {*self._unary, *STREAMS} == METHODS
@@ -172,6 +178,7 @@ class Engine:
         self.snapshots.settle(effects)
         self.forwarding.collect()
         self._upkeep.step(effects, batch.durable_index, now)
+        self.hashes.step(effects)
         self._tell_watchers(effects, now)
         for stream_id, _ in effects.ended:
             self._streams.close(stream_id)
@@ -264,6 +271,7 @@ class Engine:
         self._streams.take(batch.streams, effects, now)
         for call_id in batch.cancelled:
             self._streams.close(call_id)
+        self.hashes.drop(batch.cancelled)
 
     def _turn_learners_clients_away(self, batch: Batch, effects: Effects) -> None:
         """What a learner does not do for clients (etcd: isRPCSupportedForLearner). The member's own calls,
@@ -271,7 +279,7 @@ class Engine:
         refusal = errors.NotSupportedForLearner()
 
         def is_refused(path: str, call: tuple[int, Any]) -> bool:
-            return call[0] > 0 and not (path == STATUS or (path == RANGE and call[1].serializable))
+            return call[0] > 0 and not (path in FOR_LEARNERS or (path == RANGE and call[1].serializable))
 
         self._refuse_calls(batch, effects, refusal, is_refused)
         opened = {stream_id for kind, stream_id, _ in batch.streams if kind == STREAM_OPEN}
@@ -387,6 +395,7 @@ class Engine:
                 core.answer(call_id, errors.Stopped())
         self.cluster.stop()
         self.maintenance.stop()
+        self.hashes.stop()
         self.forwarding.drop_all()
         self.forwarding.collect()
         self._streams.end_all(effects)

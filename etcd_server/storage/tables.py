@@ -172,6 +172,7 @@ class KeyTables:
     """revisions, current, history."""
 
     def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
         self._execute: Execute = connection.cursor().execute
         self._executemany = connection.cursor().executemany
         # Each hot statement has a cursor that nothing else uses.
@@ -264,6 +265,44 @@ class KeyTables:
             (first, last, limit),
         ).fetchall()
         return rows
+
+    def some_revisions(
+        self, first: int, last: int, limit_rows: int, limit_bytes: int
+    ) -> list[tuple[int, bool, bytes]]:
+        """(packed revision, is tombstone, serialised key-value) from `first` to `last`, in order: up to
+        `limit_rows`, and none more once there are `limit_bytes`."""
+        rows: list[tuple[int, bool, bytes]] = []
+        size_bytes = 0
+        cursor = self._connection.cursor()
+        cursor.execute(
+            "SELECT revision, value_size IS NULL, kv FROM revisions WHERE revision BETWEEN ? AND ?"
+            " ORDER BY revision LIMIT ?",
+            (first, last, limit_rows),
+        )
+        for packed, is_tombstone, kv in cursor:
+            rows.append((packed, bool(is_tombstone), kv))
+            size_bytes += len(kv)
+            if size_bytes >= limit_bytes:
+                break
+        cursor.close()  # a statement that is not at its end would keep the journal from beginning again
+        return rows
+
+    def superseded_by(self, key: bytes, packed: int) -> int | None:
+        """The packed revision that superseded the key's row of `packed`; None while that is current."""
+        superseded: int | None = self._execute(
+            "SELECT superseded FROM history WHERE key = ? AND revision = ?", (key, packed)
+        ).get
+        return superseded
+
+    def is_any_live_at(self, main: int) -> bool:
+        """Whether there is any key at this main revision, which must not be below the compacted one."""
+        at = last_of(main)
+        found = self._execute(
+            "SELECT EXISTS (SELECT 1 FROM current WHERE revision <= ?1)"
+            " OR EXISTS (SELECT 1 FROM history WHERE revision <= ?1 AND superseded > ?1)",
+            (at,),
+        ).get
+        return bool(found)
 
     # --- writing ----------------------------------------------------------------------------------
 

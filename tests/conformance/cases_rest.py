@@ -132,6 +132,16 @@ def member_changes_that_are_refused(t: Target) -> None:
     t.put(b"k", b"v")
 
 
+def hashes(t: Target) -> None:
+    """What they are is compared by `test_hashes.py`: they depend on all that the server has been through."""
+    t.put(b"k", b"v")
+    t.call_raw("Maintenance/Hash", b"")
+    t.call_raw("Maintenance/HashKV", b"")
+    t.call("Maintenance/HashKV", rpc_pb2.HashKVRequest(revision=t.rev(2)))
+    t.compact(t.rev(1))
+    t.call("Maintenance/HashKV", rpc_pb2.HashKVRequest(revision=t.rev(0)))
+
+
 def health(t: Target) -> None:
     t.call("grpc.health.v1.Health/Check", health_request())
     t.call("grpc.health.v1.Health/Check", health_request("no.such.service"))
@@ -237,6 +247,7 @@ CASES = (
     lease_that_runs_out,
     members_and_status,
     member_changes_that_are_refused,
+    hashes,
     health,
     alarms,
     without_space,

@@ -31,7 +31,7 @@ IMPLEMENTED = {
         "LeaseLeases",
     },
     "etcdserverpb.Cluster": {"MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"},
-    "etcdserverpb.Maintenance": {"Status", "Alarm", "MoveLeader"},
+    "etcdserverpb.Maintenance": {"Status", "Alarm", "MoveLeader", "Hash", "HashKV"},
     "grpc.health.v1.Health": {"Check", "Watch"},
 }
 PROGRAM_LIMIT_S = 110
