@@ -88,6 +88,7 @@ class Loop:
         self._told_removed_s: float | None = None
         self._tick_s = engine.settings.heartbeat_interval_s
         self._last_tick_s = 0.0
+        self._again_within_s = 0.0
 
     def catch_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -99,24 +100,23 @@ class Loop:
     def run(self) -> int:
         """Serve until a signal comes; returns the exit status."""
         engine, transport = self._engine, self._transport
-        more_work = False
         now = time.monotonic()
         self._last_tick_s = now - self._tick_s
         # Before anybody is listened to: apply what is known to be committed, the members above all.
         self._perform(engine.handle(Batch(), now))
         self._links.follow_members()
         while True:
-            wait_s = 0.0 if more_work else self._last_tick_s + self._tick_s - time.monotonic()
-            batch, now = self._gather(min(max(0.0, wait_s), LONGEST_WAIT_S))
+            until_tick_s = max(0.0, self._last_tick_s + self._tick_s - time.monotonic())
+            batch, now = self._gather(min(until_tick_s, self._again_within_s, LONGEST_WAIT_S))
             effects = engine.handle(batch, now)
             self._perform(effects, alone=self._is_alone(effects))
-            more_work = effects.more_work
             if engine.core.state_full != ("state" in self._full):
                 self._take_disk_state("state", engine.core.state_full)
             if self._signals and not self._heed(self._signals.pop(0)):
                 return self._stop()
             if not transport.is_serving and (engine.is_ready or "log" in self._full):
-                transport.is_serving = more_work = True
+                transport.is_serving = True
+                self._again_within_s = 0.0
                 self._systemd.tell("READY=1")
             if not self._is_ready and engine.is_ready:
                 self._is_ready = True
@@ -203,6 +203,7 @@ class Loop:
 
     def _perform(self, effects: Effects, *, alone: bool = False) -> None:
         self._transport.speak(effects)
+        self._again_within_s = 0.0 if effects.more_work else effects.again_within_s
         number = 0
         if effects.install is not None:
             self._exchange.install(effects.install, effects)

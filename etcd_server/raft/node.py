@@ -198,12 +198,16 @@ class Node:
 
     # Output
 
-    def ready(self) -> Ready | None:
-        """What is to be done next; None when there is nothing. Everything is handed out once."""
+    def ready(self, *, tell_commit: bool = True) -> Ready | None:
+        """What is to be done next; None when there is nothing. Everything is handed out once.
+
+        tell_commit False: followers that wait for nothing need not be told at once how far the leader has
+        committed. The next entries will tell them; without any, ask again soon (`owes_commit`).
+        """
         raft = self._raft
         log = raft.log
         if raft.append_due or raft.reads.waiting:
-            replication.flush(raft)
+            replication.flush(raft, tell_commit=tell_commit)
         if self._has_nothing_new():
             return None
         unsaved = log.take_unsaved()
@@ -307,6 +311,11 @@ class Node:
                 election.own_vote_persisted(raft, write.hard_state.term)
         if raft.role is Role.LEADER:
             replication.own_log_persisted(raft)
+
+    @property
+    def owes_commit(self) -> bool:
+        """After `ready(tell_commit=False)` was None: there are followers still to be told."""
+        return self._raft.append_due
 
     @property
     def term(self) -> int:

@@ -28,12 +28,14 @@ class Progress:
 
     `inflights` holds the last index of each unanswered message in REPLICATE. `sent_commit` is the commit
     index last told. `recheck` asks for one message even when nothing is new: something may have been lost.
-    `read_round` is the latest round of reads that the member has confirmed. `recently_active` is reset by
-    each check of the quorum.
+    `read_round` is the latest round of reads that the member has confirmed. `awaited_index` is the entry that
+    somebody waits for at the member: it should hear without delay that this one is committed.
+    `recently_active` is reset by each check of the quorum.
     """
 
     __slots__ = (
         "_max_inflight",
+        "awaited_index",
         "inflights",
         "match_index",
         "next_index",
@@ -58,6 +60,7 @@ class Progress:
         self.recently_active = False
         self.read_round = 0
         self.sent_commit = 0
+        self.awaited_index = 0
 
     @property
     def paused(self) -> bool:
@@ -84,6 +87,10 @@ class Progress:
         elif count:
             self.next_index = last_index + 1
             self.inflights.append(last_index)
+
+    def awaits(self, index: int) -> None:
+        """Somebody at the member waits until the entry at `index` is applied there."""
+        self.awaited_index = max(self.awaited_index, index)
 
     def accepted(self, index: int, first_index: int) -> bool:
         """The member has everything up to index. Returns whether that was news. `first_index` is the

@@ -23,8 +23,13 @@ from etcd_server.raft.state import Raft, Role
 # The leader's side
 
 
-def flush(raft: Raft) -> None:
-    """Opens the round for the reads that wait, and sends each follower what it may get now."""
+def flush(raft: Raft, *, tell_commit: bool) -> None:
+    """Opens the round for the reads that wait, and sends each follower what it may get now.
+
+    tell_commit False: a message that would say nothing but how far the leader has committed is left for a
+    later flush, `append_due` stays set, and perhaps the next entries carry it; unless the follower waits for
+    an entry that it has asked for.
+    """
     if raft.reads.waiting and raft.log.commit_index >= raft.term_start_index:
         raft.reads.begin(raft.log.commit_index)
         raft.progress[raft.member_id].read_round = raft.reads.latest_round
@@ -35,17 +40,22 @@ def flush(raft: Raft) -> None:
         raft.append_due = False
         for peer in raft.peers:
             progress = raft.progress[peer]
-            while not progress.paused and _send_append(raft, peer, progress):
+            while not progress.paused and _send_append(raft, peer, progress, tell_commit=tell_commit):
                 pass
 
 
-def _send_append(raft: Raft, peer: int, progress: Progress) -> bool:
+def _send_append(raft: Raft, peer: int, progress: Progress, *, tell_commit: bool) -> bool:
     """Sends one message, if there is something to say. Returns whether there may be more to say."""
     log = raft.log
     previous_index = progress.next_index - 1
-    news = progress.next_index <= log.last_index or progress.sent_commit < log.commit_index
-    if not (news or progress.recheck or progress.state is ProgressState.PROBE):
-        return False
+    if not (
+        progress.next_index <= log.last_index or progress.recheck or progress.state is ProgressState.PROBE
+    ):
+        if progress.sent_commit >= log.commit_index:
+            return False
+        if not (tell_commit or progress.sent_commit < progress.awaited_index <= log.commit_index):
+            raft.append_due = True
+            return False
     previous_term = log.term(previous_index)
     if previous_term is None or progress.next_index < log.first_index():
         return _send_snapshot(raft, peer, progress)
@@ -116,6 +126,9 @@ def confirm_reads(raft: Raft) -> None:
                     reader.member_id, raft.member_id, raft.term, reader.context, reader.incarnation, index
                 )
             )
+            if (progress := raft.progress.get(reader.member_id)) is not None:
+                progress.awaits(index)
+                raft.append_due = True
 
 
 def on_append_response(raft: Raft, message: AppendResponse) -> None:

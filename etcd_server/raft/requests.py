@@ -41,6 +41,7 @@ def on_forward_proposal(raft: Raft, message: ForwardProposal) -> None:
         raft.refused.append(message)
     else:
         _append(raft, message.kind, message.data)
+        raft.progress[message.sender].awaits(raft.log.last_index)
 
 
 def turn_away_proposal(raft: Raft, message: ForwardProposal) -> None:

@@ -10,6 +10,7 @@ Call and stream ids are numbers of the transport's; the engine only hands them b
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from google.protobuf.message import Message as ProtoMessage
 
@@ -165,3 +166,5 @@ class Effects:
     """The membership, or the peer URLs of a member, is another now."""
     more_work: bool = False
     """Call again without waiting: bounded work (compaction, catch-up of watchers) is left over."""
+    again_within_s: float = inf
+    """Call again within this time, even if nothing comes."""

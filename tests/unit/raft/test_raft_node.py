@@ -10,8 +10,10 @@ from etcd_server.raft.confchange import ChangeKind, ConfChange
 from etcd_server.raft.errors import Dropped, LogGap, ProposalDropped, ReadDropped, WrongRecipient
 from etcd_server.raft.messages import (
     AppendRequest,
+    AppendResponse,
     Entry,
     EntryKind,
+    ForwardProposal,
     ForwardRead,
     ForwardReadResponse,
     HardState,
@@ -282,3 +284,73 @@ def test_that_a_change_of_membership_is_committed_survives_a_crash() -> None:
     member.node.propose_conf_change(encode_change(ConfChange(ChangeKind.ADD_LEARNER, 2)))
     settle(member)
     assert member.log.hard_state.commit == member.log.last_index()
+
+
+def leading() -> tuple[Node, int]:
+    """A leader of three, and the index that it and member 2 have on disk and that is committed."""
+    node = three(pre_vote=False)
+    while node.status.role is Role.FOLLOWER:
+        node.tick()
+    persist(node)
+    node.step(VoteResponse(1, 2, 1, granted=True))
+    persist(node)
+    index = node.status.last_index
+    for member in (2, 3):
+        node.step(AppendResponse(1, member, 1, index))
+    persist(node)
+    assert (node.status.role, node.status.commit_index) == (Role.LEADER, index)
+    return node, index
+
+
+def persist(node: Node, *, tell_commit: bool = True) -> list[Message]:
+    """Has everything written at once; what the node says meanwhile."""
+    said: list[Message] = []
+    while (ready := node.ready(tell_commit=tell_commit)) is not None:
+        said += ready.messages
+        node.advance(ready.number)
+    return said
+
+
+def commit(node: Node, index: int) -> None:
+    node.step(AppendResponse(1, 2, 1, index))
+
+
+def test_news_of_a_commit_alone_can_wait_for_the_next_entries() -> None:
+    node, index = leading()
+    node.propose(b"first")
+    assert len(persist(node, tell_commit=False)) == 2
+    assert not node.owes_commit
+    commit(node, index + 1)
+    assert persist(node, tell_commit=False) == [] and node.owes_commit
+    node.propose(b"second")
+    said = persist(node, tell_commit=False)
+    assert [(message.to, message.commit) for message in said] == [(2, index + 1), (3, index + 1)]  # type: ignore[attr-defined]
+    assert not node.owes_commit
+
+
+def test_news_of_a_commit_that_waited_long_enough_is_told() -> None:
+    node, index = leading()
+    node.propose(b"first")
+    persist(node)
+    commit(node, index + 1)
+    assert persist(node, tell_commit=False) == []
+    assert [(message.to, message.commit) for message in persist(node)] == [(2, index + 1), (3, index + 1)]  # type: ignore[attr-defined]
+    assert not node.owes_commit
+
+
+def test_who_waits_for_an_entry_hears_of_its_commit_at_once() -> None:
+    """The member that passed a proposal on, or a read, has somebody who waits for it."""
+    node, index = leading()
+    node.step(ForwardProposal(1, 3, 1, EntryKind.NORMAL, b"first"))
+    persist(node, tell_commit=False)
+    commit(node, index + 1)
+    said = persist(node, tell_commit=False)
+    assert [(message.to, message.commit) for message in said] == [(3, index + 1)]  # type: ignore[attr-defined]
+    assert node.owes_commit
+
+    node.step(ForwardRead(1, 2, 1, 7, 5))
+    round_ = next(m.read_round for m in persist(node, tell_commit=False) if isinstance(m, Heartbeat))
+    node.step(HeartbeatResponse(1, 2, 1, round_))
+    said = persist(node, tell_commit=False)
+    assert [type(message) for message in said] == [ForwardReadResponse, AppendRequest]
+    assert {message.to for message in said} == {2} and not node.owes_commit
