@@ -71,7 +71,8 @@ def _perform(content: bytearray, pending: _Pending) -> None:
 class SimulatedDisk:
     """See the module's docstring.
 
-    operations, syncs: how many there have been. unsynced_lost: pending writes that cuts have dropped or torn.
+    operations, syncs: how many there have been. unsynced_lost: pending writes, or sectors of them, that cuts
+    have dropped; unsynced_torn: writes of which a part was kept and a part was not.
     capacity_bytes: None, or what all files together may hold; a write beyond it fails as on a full disk.
     sync_fails_at: number of the sync (from 1) that fails, dropping what it should have written.
     syncs_lie: syncs report success and do nothing; for showing that a test would notice.
@@ -91,6 +92,7 @@ class SimulatedDisk:
         self.operations = 0
         self.syncs = 0
         self.unsynced_lost = 0
+        self.unsynced_torn = 0
         self.capacity_bytes: int | None = None
         self.sync_fails_at: int | None = None
         self.syncs_lie = False
@@ -195,14 +197,17 @@ class SimulatedDisk:
         file.is_created = True
 
     def _tear(self, durable: bytearray, offset: int, data: bytes, keep: float) -> None:
-        start = offset
+        start, kept, lost = offset, 0, 0
         while start < offset + len(data):
             end = min(offset + len(data), (start // SECTOR_SIZE_BYTES + 1) * SECTOR_SIZE_BYTES)
             if self._random.random() < keep:
                 _perform(durable, _Pending(start, data[start - offset : end - offset]))
+                kept += 1
             else:
-                self.unsynced_lost += 1
+                lost += 1
             start = end
+        self.unsynced_lost += lost
+        self.unsynced_torn += bool(kept and lost)
 
     # What the VFS calls
 

@@ -97,6 +97,10 @@ class Client:
         self.host = self.draw.choice(clients.hosts)
         self._under_way = 0
 
+    def act(self) -> None:
+        """Begin, or go on after an answer."""
+        raise NotImplementedError
+
     @property
     def is_busy(self) -> bool:
         return self._under_way > 0
@@ -122,7 +126,7 @@ class Client:
             nonlocal waiting
             if not waiting:
                 return
-            waiting = self._under_way = 0
+            waiting, self._under_way = False, 0
             self._take(operation, answer)
             then(operation)
 
@@ -285,7 +289,8 @@ class Watcher(Client):
             fragment=draw.random() < 0.3,
         )
         if draw.random() < 0.2:
-            self.request.filters.append(draw.choice([0, 1]))
+            kinds = rpc_pb2.WatchCreateRequest.FilterType.values()
+            self.request.filters.append(draw.choice(kinds))
         self.next_revision = draw.choice([0, 1, 1, 2, 30])
         self.sessions: list[WatchSession] = []
         clients.history.watches.append(self.sessions)

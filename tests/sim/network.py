@@ -32,6 +32,7 @@ AT_MOST_ONCE = (
     ForwardedAnswer,
     ProposalRefused,
 )
+LATE_S = 0.1  # as long as a heartbeat interval, or longer
 Path = tuple[int, int]
 
 
@@ -100,7 +101,10 @@ class Network:
                 world.counts["message doubled"] += 1
                 copies = 2
         for _ in range(copies):
-            world.after(self._delay_s(path), self._arrive, message)
+            delay_s = self._delay_s(path)
+            if delay_s > LATE_S:
+                world.counts["message late"] += 1
+            world.after(delay_s, self._arrive, message)
 
     def _delay_s(self, path: Path) -> float:
         world, plan, draw = self._world, self._world.plan, self._draw

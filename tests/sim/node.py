@@ -139,6 +139,7 @@ class Host:
         """How long the next write to the log takes."""
         plan = self.world.plan
         if self.world.now < self.slow_until_s:
+            self.world.counts["write slow"] += 1
             return self.draw.uniform(0, plan.longest_write_s)
         return self.draw.uniform(0.0001, 0.003)
 
@@ -152,6 +153,7 @@ class Host:
         # A monotonic clock begins anywhere.
         self.clock_offset_s = self.draw.uniform(0, 1e6) - self.world.now * self.rate
         self.world.trace(self.name, "starts")
+        self.world.counts["clock adrift"] += self.rate != 1
         process = None
         try:
             process = Process(self)
@@ -197,7 +199,10 @@ class Host:
 
     def _get_power(self) -> None:
         if not self.has_power:
+            lost, torn = self.disk.unsynced_lost, self.disk.unsynced_torn
             self.disk.restart()
+            self.world.counts["write lost"] += self.disk.unsynced_lost - lost
+            self.world.counts["write torn"] += self.disk.unsynced_torn - torn
             self.has_power = True
             self.start()
 

@@ -79,6 +79,24 @@ class Plan:
     def election_timeout_s(self) -> float:
         return self.election_ticks * self.heartbeat_interval_s
 
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What the members are set to."""
+        return (
+            self.voters,
+            self.heartbeat_interval_s,
+            self.election_ticks,
+            self.pre_vote,
+            self.max_inflight,
+            self.max_message_bytes,
+            self.max_apply_bytes,
+            self.recent_entries,
+            self.snapshot_count,
+            self.catch_up_entries,
+            self.commit_interval_s,
+            self.inline_writes,
+        )
+
     def describe(self) -> str:
         """One line: the plan, without what is off."""
         parts = []

@@ -83,8 +83,8 @@ class ObservedNode(Node):
         self.host = host
         self.invariants = invariants
 
-    def ready(self) -> Ready | None:
-        ready = super().ready()
+    def ready(self, *, tell_commit: bool = True) -> Ready | None:
+        ready = super().ready(tell_commit=tell_commit)
         if ready is not None:
             self.invariants.taken(self.host, ready)
         return ready
@@ -292,6 +292,8 @@ class Process:
         host.invariants.after_turn(host, self)
         if effects.more_work:
             self.wake()
+        elif effects.again_within_s < self.plan.heartbeat_interval_s:
+            self.after(effects.again_within_s, self.wake)
 
     def _perform(self, effects: Effects) -> None:
         host = self.host
@@ -310,10 +312,10 @@ class Process:
             reply = self.calls.pop(call_id, None)
             if reply is not None:
                 self.world.after(host.draw.uniform(0.0001, 0.002), reply, answer)
-        for stream_id, message in effects.deliveries:
+        for stream_id, data in effects.deliveries:
             stream = self.streams.get(stream_id)
             if stream is not None:
-                self.world.after(0.0005, stream.on_message, message)
+                self.world.after(0.0005, stream.on_message, data)
         for stream_id, error in effects.ended:
             stream = self.streams.pop(stream_id, None)
             if stream is not None:
@@ -460,6 +462,7 @@ class Process:
             self.log.append(hard_state, entries)
         except DiskFull:
             self._unwritten = readies + self._unwritten
+            self.world.counts["write met a full disk"] += 1
             self._report("log", full=True)
             self._writing = True
             self.after(RETRY_FULL_DISK_S, self._write)

@@ -4,8 +4,7 @@ A run has a safety phase, in which anything may fail and nothing may be wrong, a
 a majority is whole again and must serve: a leader within ten election time-outs, everything answered, equal
 and quiet within thirty seconds. Then the evidence is judged (`verdict.py`).
 
-A run in which clients got little done proves nothing: it is void, and counted as that. Over many runs each
-fault and each interesting event must have happened at least once.
+A run in which clients got little done proves nothing: it is void, and counted as that (`tally.py`).
 """
 
 from __future__ import annotations
@@ -14,78 +13,26 @@ import argparse
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from etcd_server.raft.quorum import majority
 from tests.sim.clients import Clients
-from tests.sim.faults import CLASSES, Faults, free_disk
+from tests.sim.faults import Faults, free_disk
 from tests.sim.invariants import Invariants
 from tests.sim.leases import LeaseLedger
-from tests.sim.network import SHAPES, Network
+from tests.sim.network import Network
 from tests.sim.node import Cluster
 from tests.sim.plan import Plan, draw_plan
+from tests.sim.tally import Report, shortcomings, summary, total
 from tests.sim.verdict import judge
 from tests.sim.world import Violation, World
 
 LIVENESS_S = 30.0
 VOID_SHARE = 0.5
 TWICE_SHARE = 20  # one seed in so many is run twice
-
-# What must have happened somewhere in a set of runs that is large enough.
-INTERESTING = (
-    *(f"fault: {fault.name}" for fault in CLASSES),
-    *(f"partition {shape}" for shape in SHAPES),
-    "message lost",
-    "message doubled",
-    "message overtaken",
-    "message cut off",
-    "election won",
-    "conflict overwritten",
-    "entry applied again",
-    "power cut in the middle of a write",
-    "ended by a failed sync",
-    "checkpoint",
-    "log cut",
-    "compaction",
-    "watch event",
-    "watch progress",
-    "watch resumed",
-    "watch slow",
-    "watch met compaction",
-    "lease kept alive",
-    "lease ended",
-    "outcome unknown",
-    "snapshot installed",
-    "snapshot refused",
-    "member added",
-    "member promoted",
-    "member removed",
-    "removed member ended",
-)
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of one seed. `failure`: the invariant that was violated, and how."""
-
-    seed: int
-    virtual_s: float = 0.0
-    events: int = 0
-    trace_hash: int = 0
-    is_void: bool = False
-    check: str = ""
-    failure: str = ""
-    script: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def failed(self) -> bool:
-        return bool(self.failure)
 
 
 class Simulation:
@@ -288,33 +235,6 @@ def run_many(seeds: Iterable[int], workers: int) -> Iterable[Report]:
         yield from pool.map(run_checked, seeds)
 
 
-def summary(reports: Sequence[Report], took_s: float) -> str:
-    """The last line: seeds, virtual time, faults by kind, failures."""
-    total: Counter[str] = Counter()
-    for report in reports:
-        total.update(report.counts)
-    faults = ", ".join(f"{fault.name} {total[f'fault: {fault.name}']}" for fault in CLASSES)
-    network = ", ".join(
-        f"{name} {total[f'message {name}']}" for name in ("lost", "doubled", "overtaken", "cut off")
-    )
-    failed = [report.seed for report in reports if report.failed]
-    void = sum(report.is_void for report in reports)
-    return (
-        f"{len(reports)} seeds, {sum(report.virtual_s for report in reports) / 3600:.2f} virtual hours "
-        f"in {took_s:.0f} s; {total['operation succeeded']} operations, {total['operation judged']} judged; "
-        f"faults: {faults}; messages: {network}; {void} void; "
-        + (f"{len(failed)} FAILED: {' '.join(map(str, failed))}" if failed else "none failed")
-    )
-
-
-def never_happened(reports: Sequence[Report]) -> list[str]:
-    """The interesting events that no run has seen."""
-    total: Counter[str] = Counter()
-    for report in reports:
-        total.update(report.counts)
-    return [event for event in INTERESTING if not total[event]]
-
-
 def show_failure(report: Report) -> None:
     """Seed, plan, the last events and what is wrong, for a person."""
     print(f"\n# seed {report.seed}\n# {draw_plan(report.seed).describe()}")
@@ -345,17 +265,14 @@ def main(arguments: Sequence[str]) -> int:
     if len(reports) == 1 and not reports[0].failed:
         print(draw_plan(reports[0].seed).describe())
         print(f"trace {reports[0].trace_hash:08x}, {reports[0].events} events")
-    total: Counter[str] = Counter()
-    for report in reports:
-        total.update(report.counts)
     if options.counts or len(reports) == 1:
-        for name, count in sorted(total.items()):
+        for name, count in sorted(total(reports).items()):
             print(f"{count:9}  {name}")
-    missing = never_happened(reports) if len(reports) >= 100 else []
-    if missing:
-        print(f"never happened: {', '.join(missing)}")
+    lacking = shortcomings(reports)
+    for shortcoming in lacking:
+        print(shortcoming)
     print(summary(reports, time.monotonic() - begun_s), flush=True)
-    return 1 if missing or any(report.failed for report in reports) else 0
+    return 1 if lacking or any(report.failed for report in reports) else 0
 
 
 if __name__ == "__main__":

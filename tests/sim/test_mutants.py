@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import pytest
 
 from tests.sim.mutants import MUTANTS, Mutant
-from tests.sim.run import Report, run_seed
+from tests.sim.run import run_seed
+from tests.sim.tally import Report
 
 MOST_SEEDS = 200
 FRESH_SEEDS = int(os.environ.get("SIM_MUTANT_SEEDS", "0"))
