@@ -32,9 +32,6 @@ class LiveMember(LiveServer):
         assert isinstance(status, rpc_pb2.StatusResponse)
         return status
 
-    def add_flags(self, *flags: str) -> None:
-        self._command = [*self._command, *flags]
-
 
 class LiveCluster:
     """A context manager: members "infra0", "infra1", ..., not started; all ended at the end."""

@@ -121,6 +121,10 @@ class Server:
             *flags,
         ]
 
+    def add_flags(self, *flags: str) -> None:
+        """For the next start; of a flag that is given twice the last counts."""
+        self._command = [*self._command, *flags]
+
     def start(self, limit_s: float = READY_LIMIT_S) -> None:
         """Starts the process and waits until `/health` says true."""
         with self.log_path.open("ab") as log:

@@ -59,3 +59,6 @@ def test_the_whole_cluster_through_each_member(cluster: LiveCluster, version: st
         health = answer(version, member.address, "endpoint", "health", "--cluster").splitlines()
         healthy = {line.split()[0] for line in health if " is healthy: " in line}
         assert healthy == urls
+        told = json.loads(answer(version, member.address, "endpoint", "hashkv", "--cluster", "-w", "json"))
+        assert {one["Endpoint"] for one in told} == urls
+        assert len({one["HashKV"]["hash"] for one in told}) == 1
