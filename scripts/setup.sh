@@ -12,7 +12,10 @@ curl curl curl
 nginx nginx nginx
 etcdctl etcd-client etcd
 etcd etcd-server etcd
-strace strace strace'
+strace strace strace
+ip iproute2 iproute
+tc iproute2 iproute-tc
+nft nftables nftables'
 
 missing() {
     printf '%s\n' "$needs" | while read -r tool debian el; do
@@ -65,7 +68,7 @@ install_missing() {
     printf '%s\n' "$lacking" | while read -r tool debian el; do
         say "  $tool    (apt-get install $debian, or dnf install $el)"
     done
-    # etcd, etcdctl, nginx and strace are needed by the tests and the demo only; without the others nothing builds.
+    # Without these nothing builds; the others are needed by the tests and the demo only.
     if printf '%s\n' "$lacking" | grep -Eq '^(cc|cargo|python3.11) '; then exit 1; fi
 }
 
