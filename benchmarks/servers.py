@@ -78,7 +78,7 @@ class Server:
     def start(self) -> None:
         """Starts it, and waits until it serves. Raises BenchError with the end of its log when it does
         not."""
-        client, peer = _free_ports(2)
+        client, peer = free_ports(2)
         self.address = f"127.0.0.1:{client}"
         client_url, peer_url = f"http://{self.address}", f"http://127.0.0.1:{peer}"
         arguments = {
@@ -96,7 +96,7 @@ class Server:
         started = time.monotonic()
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        while not _serves(client_url):
+        while not serves(client_url):
             if self._process.poll() is not None or time.monotonic() - started > START_LIMIT_S:
                 end = self._log_path.read_text(errors="replace").strip().splitlines()[-3:]
                 self.stop()
@@ -151,7 +151,7 @@ def running(binary: Binary, directory: Path) -> Iterator[Server]:
             server.stop()
 
 
-def _serves(url: str) -> bool:
+def serves(url: str) -> bool:
     """Whether /health is good: etcd answers it after a linearizable read."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as response:
@@ -160,7 +160,7 @@ def _serves(url: str) -> bool:
         return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
