@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import requests
 
 from etcd_agent import commands
-from etcd_agent.errors import ReloadError
+from etcd_agent.errors import BusyError, ReloadError
 from etcd_agent.hookspecs import hookimpl
 from etcd_agent.values import Applied, Command, Event, Problem, Resource
 
 logger = logging.getLogger("etcd_agent.event")
 
+_MOST_NAMES = 500
 _UNIT_VERBS = {
     "reload": "try-reload-or-restart",
     "reload-or-restart": "try-reload-or-restart",
@@ -27,15 +29,24 @@ _UNIT_VERBS = {
 }
 
 
+# What systemctl says when systemd's own limit of starts is reached: a matter of time, not of the files.
+_TOO_OFTEN = ("attempted too often", "repeated too quickly", "start-limit-hit")
+
+
 def environment(
-    resource: Resource, revision: int, dest: str = "", changed: tuple[str, ...] = ()
+    resource: Resource,
+    revision: int,
+    dest: str = "",
+    changed: tuple[str, ...] = (),
+    keys: tuple[str, ...] = (),
 ) -> dict[str, str]:
-    """What every command of a resource finds in its environment."""
+    """What every command of a resource finds in its environment. Long lists are cut to what exec can take."""
     return {
         "AGENT_RESOURCE": resource.name,
         "AGENT_REVISION": str(revision),
         "AGENT_DEST": dest,
-        "AGENT_CHANGED_FILES": json.dumps(changed),
+        "AGENT_CHANGED_FILES": json.dumps(changed[:_MOST_NAMES]),
+        "AGENT_CHANGED_KEYS": json.dumps(keys[:_MOST_NAMES]),
     }
 
 
@@ -45,16 +56,21 @@ class BuiltinPlugin:
     @hookimpl(tryfirst=True)
     def agent_reload(self, resource: Resource, applied: Applied) -> str | None:
         reload = resource.reload
+        action = applied.action or reload.action
+        if action == "none":
+            return "nothing to reload (action = none)"
         if not reload.configured:
             return None
-        if reload.action == "none":
-            return "nothing to reload (action = none)"
         dest = applied.changed[0] if applied.changed else (applied.files[0] if applied.files else "")
-        command = reload.cmd if reload.cmd is not None else unit_command(reload.unit or "", reload.action)
+        command = reload.cmd if reload.cmd is not None else unit_command(reload.unit or "", action)
         command = commands.expand(command, {"dest": dest, "src": dest})
-        variables = environment(resource, applied.revision, dest, applied.changed)
+        variables = environment(resource, applied.revision, dest, applied.changed, applied.keys)
         result = commands.run(command, timeout_s=reload.timeout_s, env=variables)
         if not result.ok:
+            too_often = reload.unit is not None and any(text in result.output for text in _TOO_OFTEN)
+            result = replace(result, output="") if resource.sensitive else result
+            if too_often:
+                raise BusyError(f"reload: {result.reason(command, reload.timeout_s)}")
             raise ReloadError(f"reload: {result.reason(command, reload.timeout_s)}")
         return f"reloaded by {commands.shown(command)}"
 
@@ -66,15 +82,16 @@ class BuiltinPlugin:
             if reason:
                 return Problem(reason, health.http)
         if health.cmd is not None:
-            variables = environment(resource, applied.revision, changed=applied.changed)
+            variables = environment(resource, applied.revision, changed=applied.changed, keys=applied.keys)
             result = commands.run(health.cmd, timeout_s=health.timeout_s, env=variables)
+            result = replace(result, output="") if resource.sensitive else result
             if not result.ok:
                 return Problem(result.reason(health.cmd, health.timeout_s))
         return None
 
     @hookimpl
     def agent_event(self, event: Event) -> None:
-        level = _EVENT_LEVELS.get(event.kind, logging.INFO)
+        level = logging.DEBUG if event.repeated else _EVENT_LEVELS.get(event.kind, logging.INFO)
         logger.log(
             level,
             "%s: %s at revision %d%s%s",
@@ -88,6 +105,7 @@ class BuiltinPlugin:
 
 _EVENT_LEVELS: Mapping[str, int] = {
     "unchanged": logging.DEBUG,
+    "drifted": logging.WARNING,
     "failed": logging.ERROR,
     "rolled_back": logging.ERROR,
 }

@@ -25,9 +25,10 @@ from etcd_agent.errors import AgentError, ConfigError, StoreError
 from etcd_agent.execute import Executor
 from etcd_agent.files import FileSystem
 from etcd_agent.follow import Store
+from etcd_agent.locks import is_locked, state_lock
 from etcd_agent.plan import diff
 from etcd_agent.plugins import PluginSet
-from etcd_agent.runtime import Agent, builtin_plugins, is_locked, state_lock
+from etcd_agent.runtime import Agent, builtin_plugins
 from etcd_agent.status import read_status, report
 from etcd_agent.values import AgentConfig, Entry, Outcome, Resource, Snapshot
 

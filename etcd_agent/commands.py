@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -94,12 +95,8 @@ def run(command: Command, *, timeout_s: float, env: Mapping[str, str] | None = N
             )
         except (OSError, ValueError) as error:
             return Result(127, f"cannot be started: {error}")
-        timed_out = False
-        try:
-            status = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-            status = _kill(process)
+        timed_out = not _ends_within(process, timeout_s)
+        status = _kill(process) if timed_out else process.wait()
         size = os.fstat(output.fileno()).st_size
         output.seek(max(0, size - _KEPT_OUTPUT_BYTES))
         return Result(status, output.read().decode("utf-8", "replace"), timed_out)
@@ -108,13 +105,21 @@ def run(command: Command, *, timeout_s: float, env: Mapping[str, str] | None = N
 def _kill(process: subprocess.Popen[bytes]) -> int:
     """End the whole process group: asked first, then forced, children that outlive the leader included."""
     _signal_group(process, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_KILL_GRACE_S)
+    _ends_within(process, _KILL_GRACE_S)
     _signal_group(process, signal.SIGKILL)
+    # One that is stuck in the kernel dies when it leaves it.
+    return process.wait() if _ends_within(process, _KILL_GRACE_S) else -signal.SIGKILL
+
+
+def _ends_within(process: subprocess.Popen[bytes], limit_s: float) -> bool:
+    """Wait on the process's descriptor: ``Popen.wait`` with a limit polls, and is late by up to 50 ms."""
+    descriptor = os.pidfd_open(process.pid)
     try:
-        return process.wait(_KILL_GRACE_S)
-    except subprocess.TimeoutExpired:  # stuck in the kernel; it dies when it leaves it
-        return -signal.SIGKILL
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(max(0.0, limit_s) * 1000))
+    finally:
+        os.close(descriptor)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

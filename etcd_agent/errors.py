@@ -4,12 +4,14 @@
 
     AgentError                  one line for a person: what, where, what was expected
     |- ConfigError              agent.toml or a resource file is wrong            exit status 1
-    |- LockedError              another agent works on the same state directory   exit status 1
+    |- LockedError              another agent works on the same state or file     exit status 1
     |- RenderError              a template or a value cannot be rendered          exit status 3
+    |- SchemaError              a value does not match its prefix's JSON Schema   exit status 3
     |- GuardError               a safety guard holds the new files back           exit status 3
     |- CheckError               the staged files did not pass a check             exit status 3
     |- FilesError               a destination cannot be read, written or owned    exit status 1
     |- ReloadError              the reload failed, hung, or did not take          exit status 5 (rolled back)
+    |  `- BusyError             it cannot be reloaded right now; later it can      exit status 5
     |- HealthError              the service is not healthy after the reload       exit status 5 (rolled back)
     `- StoreError               the store cannot be reached or answered nonsense  exit status 4
 
@@ -31,11 +33,17 @@ class ConfigError(AgentError):
 
 
 class LockedError(AgentError):
-    """Another process holds the lock of the state directory."""
+    """Another process holds the lock of the state directory, or of a destination."""
 
 
 class RenderError(AgentError):
     """A template cannot be rendered from the keys as they are."""
+
+    exit_status = 3
+
+
+class SchemaError(AgentError):
+    """A value does not match the JSON Schema of its prefix, or that schema is none."""
 
     exit_status = 3
 
@@ -60,6 +68,12 @@ class ReloadError(AgentError):
     """The reload failed, ran out of time, or had no effect."""
 
     exit_status = 5
+
+
+class BusyError(ReloadError):
+    """The service was (re)started too often; nothing is wrong with the files. They stay, and it is tried
+    again.
+    """
 
 
 class HealthError(AgentError):

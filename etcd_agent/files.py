@@ -1,23 +1,30 @@
 """Every change that the agent makes to a file system, as small durable steps.
 
 A destination is replaced as a whole: a temporary file beside it (0600, and invisible to ``*.conf``), content,
-owner, mode, SELinux label, fsync, rename, fsync of the directory. So a reader sees the old file or the new
-one, and a power cut cannot tear it. A symlink is followed: its target is replaced and the link stays. Before
-each step that changes something ``step`` is called; tests stop the world there.
+owner, extended attributes (the SELinux label and the ACL of the file that it replaces), mode, fsync, rename,
+fsync of the directory. So a reader sees the old file or the new one, and a power cut cannot tear it. A
+symlink is followed: its target is replaced and the link stays. ``step`` is called before each system call
+that changes anything, and before nothing else: between two of them a kill leaves the same disk, so a test
+that stops the world at every step has stopped it everywhere.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
-import shutil
 import stat
 
 from etcd_agent.errors import FilesError
 from etcd_agent.values import FileState
 
-_LABEL = "security.selinux"
+logger = logging.getLogger(__name__)
+
 _TEMPORARY_SUFFIX = ".etcd-py-agent"
+_LABEL = "security.selinux"
+# What belongs to a name, not to its content: labels, the ACL, a user's own. (Not capabilities, not IMA.)
+_KEPT_ATTRIBUTES = (_LABEL, "security.SMACK64", "system.posix_acl_access")
+_KEPT_PREFIX = "user."
 
 
 def temporary_path(path: str) -> str:
@@ -46,51 +53,110 @@ class FileSystem:
                 raise FilesError(f"{path}: not a regular file")
             return FileState(file.read(), stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
 
-    def write(self, path: str, state: FileState) -> None:
-        """Replace or create ``path`` atomically and durably."""
+    def attributes(self, path: str) -> dict[str, bytes]:
+        """The extended attributes that the next file at ``path`` shall have, too; none without a file."""
+        try:
+            names = os.listxattr(path)
+            return {
+                name: os.getxattr(path, name)
+                for name in names
+                if name in _KEPT_ATTRIBUTES or name.startswith(_KEPT_PREFIX)
+            }
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP):
+                return {}
+            raise FilesError(f"{path}: its attributes cannot be read: {error.strerror}") from error
+
+    def write(self, path: str, state: FileState, *, in_place: bool = False) -> None:
+        """Replace or create ``path`` atomically and durably; ``in_place`` as for ``commit``."""
         self.prepare(path, state)
-        self.commit(path)
+        self.commit(path, state, in_place=in_place)
 
     def prepare(self, path: str, state: FileState) -> None:
         """Put the new file beside ``path``, whole and synced. What can go wrong mostly goes wrong here."""
         target = os.path.realpath(path)
+        attributes = dict(state.attributes) or self.attributes(target)
         try:
-            self._write_temporary(temporary_path(target), state, _label(target))
+            self._write_temporary(temporary_path(target), state, attributes)
         except OSError as error:
             raise FilesError(f"{path}: cannot be written: {error.strerror}") from error
 
-    def commit(self, path: str) -> None:
-        """Rename the prepared file over ``path``, durably."""
+    def commit(self, path: str, state: FileState, *, in_place: bool = False) -> None:
+        """Rename the prepared file over ``path``, durably.
+
+        With ``in_place`` a file that cannot be renamed over (a bind mount of the file alone: EBUSY) is
+        overwritten instead. A reader may then see half of it.
+        """
         target = os.path.realpath(path)
         try:
             self.step("rename", target)
             os.rename(temporary_path(target), target)
             self._sync_directory(os.path.dirname(target))
         except OSError as error:
-            hint = " (a bind-mounted file? mount its directory instead)" if error.errno == errno.EBUSY else ""
+            if error.errno == errno.EBUSY and in_place:
+                logger.warning("%s: is a mount point; overwriting it in place, which is not atomic", path)
+                self._overwrite(target, state)
+                return
+            hint = ""
+            if error.errno == errno.EBUSY:
+                hint = " (a bind-mounted file: mount its directory instead, or set in_place = true)"
             raise FilesError(f"{path}: cannot be replaced: {error.strerror}{hint}") from error
 
-    def _write_temporary(self, temporary: str, state: FileState, label: bytes | None) -> None:
-        self.step("discard", temporary)
-        _unlink(temporary)
+    def _overwrite(self, target: str, state: FileState) -> None:
+        try:
+            descriptor = os.open(target, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "wb") as file:
+                self.step("overwrite", target)
+                file.write(state.content)
+                file.flush()
+                self.step("truncate", target)
+                os.ftruncate(file.fileno(), len(state.content))
+                self._set_owner(file.fileno(), target, state)
+                self._sync(file.fileno(), target)
+            self.discard(target)
+        except OSError as error:
+            raise FilesError(f"{target}: cannot be overwritten: {error.strerror}") from error
+
+    def _write_temporary(self, temporary: str, state: FileState, attributes: dict[str, bytes]) -> None:
+        self._unlink(temporary)
         self.step("create", temporary)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            self.step("write", temporary)
-            file.write(state.content)
-            file.flush()
-            status = os.fstat(file.fileno())
-            if (status.st_uid, status.st_gid) != (state.uid, state.gid):
-                self.step("chown", temporary)
-                os.fchown(file.fileno(), state.uid, state.gid)
-            self.step("chmod", temporary)
-            os.fchmod(file.fileno(), state.mode)
-            if label is not None:
-                self.step("label", temporary)
-                os.setxattr(file.fileno(), _LABEL, label)
-            self.step("sync", temporary)
-            os.fsync(file.fileno())
+            self._write(file.fileno(), temporary, state.content)
+            for name, value in attributes.items():
+                self._set_attribute(file.fileno(), temporary, name, value)
+            self._set_owner(file.fileno(), temporary, state)
+            self._sync(file.fileno(), temporary)
+
+    def _write(self, descriptor: int, path: str, content: bytes) -> None:
+        rest = memoryview(content)
+        while rest:
+            self.step("write", path)
+            rest = rest[os.write(descriptor, rest) :]
+
+    def _set_owner(self, descriptor: int, path: str, state: FileState) -> None:
+        """Owner before mode: a change of owner clears the set-user-id bit."""
+        status = os.fstat(descriptor)
+        if (status.st_uid, status.st_gid) != (state.uid, state.gid):
+            self.step("chown", path)
+            os.fchown(descriptor, state.uid, state.gid)
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != state.mode:
+            self.step("chmod", path)
+            os.fchmod(descriptor, state.mode)
+
+    def _set_attribute(self, descriptor: int, path: str, name: str, value: bytes) -> None:
+        self.step("attribute", path)
+        try:
+            os.setxattr(descriptor, name, value)
+        except OSError as error:
+            if name == _LABEL or error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP):
+                raise
+            logger.debug("%s: attribute %s cannot be kept: %s", path, name, error.strerror)
+
+    def _sync(self, descriptor: int, path: str) -> None:
+        self.step("sync", path)
+        os.fsync(descriptor)
 
     def write_private(self, path: str, content: bytes) -> None:
         """As ``write``, for a file of the agent's own state: mode 0600, the agent's owner."""
@@ -99,24 +165,34 @@ class FileSystem:
     def remove(self, path: str) -> None:
         """Remove a file durably; one that is not there is no error."""
         try:
-            self.step("remove", path)
-            _unlink(path)
-            self._sync_directory(os.path.dirname(path))
+            if self._unlink(path):
+                self._sync_directory(os.path.dirname(path))
         except OSError as error:
             raise FilesError(f"{path}: cannot be removed: {error.strerror}") from error
+
+    def discard(self, path: str) -> None:
+        """Remove what a swap that was given up has left beside ``path``."""
+        self.remove(temporary_path(os.path.realpath(path)))
+
+    def _unlink(self, path: str) -> bool:
+        if not os.path.lexists(path):
+            return False
+        self.step("unlink", path)
+        os.unlink(path)
+        return True
 
     def write_new(self, path: str, content: bytes, *, durable: bool) -> None:
         """Create a private file (0600) in a directory of the agent's own; ``durable`` syncs it."""
         try:
             self.step("create", path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-                self.step("write", path)
-                file.write(content)
-                file.flush()
+            descriptor = os.open(path, flags, 0o600)
+            try:
+                self._write(descriptor, path, content)
                 if durable:
-                    self.step("sync", path)
-                    os.fsync(file.fileno())
+                    self._sync(descriptor, path)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise FilesError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -148,10 +224,11 @@ class FileSystem:
     def remove_directory(self, path: str) -> None:
         """Remove a directory of the agent's own with all that is in it; one that is not there is no error."""
         try:
-            self.step("rmtree", path)
-            shutil.rmtree(path)
-        except FileNotFoundError:
-            return
+            for directory, _, names in os.walk(path, topdown=False):
+                for name in names:
+                    self._unlink(os.path.join(directory, name))
+                self.step("rmdir", directory)
+                os.rmdir(directory)
         except OSError as error:
             raise FilesError(f"{path}: cannot be removed: {error.strerror}") from error
 
@@ -162,20 +239,3 @@ class FileSystem:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-
-
-def _label(path: str) -> bytes | None:
-    """The SELinux label of the file that will be replaced; None without SELinux or without the file."""
-    try:
-        return os.getxattr(path, _LABEL)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP):
-            return None
-        raise FilesError(f"{path}: its security label cannot be read: {error.strerror}") from error

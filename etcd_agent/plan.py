@@ -17,17 +17,23 @@ from etcd_agent.manifest import Content, FileRecord, Manifest
 from etcd_agent.values import Action, ActionKind, FileState, RenderedFile, Resource, Safety, Snapshot
 
 NEW_FILE_MODE = 0o644
+_FEW_KEYS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``files`` is all that the resource will own, changed or not; ``target`` records it."""
+    """``files`` is all that the resource will own, changed or not; ``target`` records it.
+
+    ``drift`` names the files that were last written as they are wanted, and that another hand has changed
+    since; their actions are left out if the resource's ``drift`` is not "repair".
+    """
 
     resource: str
     target: Content
     files: tuple[RenderedFile, ...]
     actions: tuple[Action, ...]
     reload_pending: bool
+    drift: tuple[str, ...] = ()
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -52,24 +58,34 @@ def make_plan(
     *,
     default_owner: tuple[int, int] = (0, 0),
     safety: Safety = Safety(),  # noqa: B008 (frozen)
+    force: bool = False,
 ) -> Plan:
     """The plan that brings the disk to ``files``.
 
     ``disk`` must hold every destination of ``files`` and of the manifest (None: not there). Raises
-    GuardError when a guard holds the change back. ``default_owner`` is the uid and gid of new files whose
-    template names none.
+    GuardError when a guard holds the change back; ``force`` passes those about content. ``default_owner`` is
+    the uid and gid of new files whose template names none.
     """
+    guard_cluster(snapshot, manifest, accepted=safety.accept_cluster)
     guard_revision(snapshot, manifest)
+    if not force:
+        guard_removed(snapshot, manifest, safety.max_removed_ratio)
+    standing = (manifest.target or manifest.current).files
     actions: list[Action] = []
     records: dict[str, FileRecord] = {}
+    drift: list[str] = []
     for file in files:
         before = disk[file.dest]
-        after = wanted_state(file, before, default_owner)
+        after = wanted_state(file, before or _remembered(standing.get(file.dest)), default_owner)
         records[file.dest] = record_of(after, file.template)
         kind = _kind(before, after)
         if kind is None:
             continue
-        if kind is not ActionKind.ATTRIBUTES and safety.refuse_empty:
+        if standing.get(file.dest) == records[file.dest]:
+            drift.append(file.dest)
+            if resource.drift != "repair" and not force:
+                continue
+        if kind is not ActionKind.ATTRIBUTES and safety.refuse_empty and not force:
             guard_empty(file.dest, before, after)
         actions.append(Action(kind, file.dest, before, after, file.sensitive))
     actions.extend(_removals(resource, files, disk, manifest))
@@ -81,11 +97,54 @@ def make_plan(
             data_revision=snapshot.data_revision,
             hash=content_hash(records),
             files=records,
+            keys={key: entry.mod_revision for key, entry in snapshot.entries.items()},
         ),
         files=tuple(files),
         actions=tuple(actions),
         reload_pending=manifest.reload_pending,
+        drift=() if resource.drift == "ignore" else tuple(drift),
     )
+
+
+def go_back(
+    resource: Resource,
+    content: Content,
+    states: Mapping[str, FileState | None],
+    disk: Mapping[str, FileState | None],
+    manifest: Manifest,
+) -> Plan:
+    """The plan that brings back ``content``, whose files are ``states``; what it did not have goes."""
+    owned = {**manifest.owned, **content.files}
+    sensitive = {
+        dest: record.template < len(resource.templates) and resource.templates[record.template].sensitive
+        for dest, record in owned.items()
+    }
+    files: list[RenderedFile] = []
+    actions: list[Action] = []
+    for dest, after in sorted(states.items()):
+        before = disk[dest]
+        template = owned[dest].template if dest in owned else 0
+        if after is not None:
+            files.append(
+                RenderedFile(
+                    dest,
+                    after.content,
+                    after.mode,
+                    after.uid,
+                    after.gid,
+                    sensitive.get(dest, False),
+                    template,
+                )
+            )
+        if before == after:
+            continue
+        kind = ActionKind.REMOVE if after is None else _kind(before, after)
+        assert kind is not None
+        actions.append(Action(kind, dest, before, after, sensitive.get(dest, False)))
+    for dest in sorted(manifest.owned.keys() - states.keys()):
+        if disk[dest] is not None:  # a newer apply has made it
+            actions.append(Action(ActionKind.REMOVE, dest, disk[dest], None, sensitive.get(dest, False)))
+    return Plan(resource.name, content, tuple(files), tuple(actions), manifest.reload_pending)
 
 
 def guard_revision(snapshot: Snapshot, manifest: Manifest) -> None:
@@ -95,6 +154,29 @@ def guard_revision(snapshot: Snapshot, manifest: Manifest) -> None:
         raise GuardError(
             f"the store answers at revision {snapshot.revision}, but revision {known.revision} of the same "
             f"cluster ({known.cluster_id:x}) is applied here: it has lost writes or is an old copy"
+        )
+
+
+def guard_cluster(snapshot: Snapshot, manifest: Manifest, *, accepted: bool) -> None:
+    """Another cluster under the same address is somebody's decision to accept, not the agent's."""
+    known = manifest.current.cluster_id
+    if known and snapshot.cluster_id != known and not accepted:
+        raise GuardError(
+            f"another cluster answers: {snapshot.cluster_id:x}; the files here come from cluster {known:x}. "
+            "If that is meant: etcd-py-agent accept-cluster"
+        )
+
+
+def guard_removed(snapshot: Snapshot, manifest: Manifest, max_ratio: float) -> None:
+    """More than ``max_ratio`` of the keys, and more than three of them, gone at once: rather a loss of data
+    than a wish.
+    """
+    known = manifest.current.keys
+    gone = sum(key not in snapshot.entries for key in known)
+    if gone > max(_FEW_KEYS, max_ratio * len(known)):
+        raise GuardError(
+            f"{gone} of {len(known)} keys vanished at once (safety.max_removed_ratio = {max_ratio:g}); "
+            f"if that is meant: etcd-py-agent apply --force {manifest.resource}"
         )
 
 
@@ -113,6 +195,11 @@ def wanted_state(file: RenderedFile, before: FileState | None, default_owner: tu
         uid=uid if file.uid is None else file.uid,
         gid=gid if file.gid is None else file.gid,
     )
+
+
+def _remembered(record: FileRecord | None) -> FileState | None:
+    """The attributes of a file that was written here and has disappeared since."""
+    return FileState(b"", record.mode, record.uid, record.gid) if record else None
 
 
 def _kind(before: FileState | None, after: FileState) -> ActionKind | None:

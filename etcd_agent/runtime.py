@@ -10,7 +10,6 @@ and the old one stays.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import queue
@@ -26,10 +25,11 @@ from typing import Any
 from etcd_agent.apply import Applier
 from etcd_agent.builtin import BuiltinPlugin
 from etcd_agent.config import load
-from etcd_agent.errors import AgentError, ConfigError, GuardError, LockedError
+from etcd_agent.errors import AgentError, ConfigError, GuardError
 from etcd_agent.execute import Executor
 from etcd_agent.follow import Follower, Store
 from etcd_agent.keyspace import in_subtree, restrict
+from etcd_agent.locks import state_lock
 from etcd_agent.loop import Scheduler
 from etcd_agent.notify import Notifier
 from etcd_agent.plugins import PluginSet
@@ -49,37 +49,6 @@ class StoppedError(AgentError):
 
 def builtin_plugins() -> list[tuple[str, Any]]:
     return [("builtin", BuiltinPlugin())]
-
-
-@contextlib.contextmanager
-def state_lock(state_dir: str) -> Iterator[None]:
-    """Hold the state directory (made if missing, 0700) for one process. Raises LockedError."""
-    try:
-        os.makedirs(state_dir, mode=0o700, exist_ok=True)
-        descriptor = os.open(f"{state_dir}/agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise LockedError(f"state_dir {state_dir}: cannot be used: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise LockedError(f"state_dir {state_dir} is in use by another agent") from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def is_locked(state_dir: str) -> bool:
-    """Whether an agent works on the state directory now."""
-    try:
-        with open(f"{state_dir}/agent.lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 @dataclass(frozen=True, slots=True)

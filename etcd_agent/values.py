@@ -58,6 +58,9 @@ class Retry:
 class Template:
     """One ``[[template]]``: a source rendered to one file, or with ``for_each`` to one file for each
     child key.
+
+    ``in_place``: a destination that cannot be renamed over (a bind-mounted file) is overwritten.
+    ``action``: what a change of this file needs instead of the resource's ``reload.action``.
     """
 
     src: str
@@ -68,6 +71,8 @@ class Template:
     for_each: str | None = None
     prune: bool = False
     sensitive: bool = False
+    in_place: bool = False
+    action: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +155,19 @@ class Resource:
     keys: tuple[str, ...]
     templates: tuple[Template, ...]
     wait: Wait = Wait()
+    requires: tuple[str, ...] = ()
+    drift: str = "repair"
     check: Check = Check()
     reload: Reload = Reload()
     health: Health = Health()
     rollback: Rollback = Rollback()
     rollout: Rollout = Rollout()
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether any file is: then no output of a command and no value may reach a message."""
+        return any(template.sensitive for template in self.templates)
 
     def settings(self, plugin: str) -> Mapping[str, Any] | None:
         """The settings of ``plugin`` for this resource, or None when it is not attached."""
@@ -197,7 +209,10 @@ class Safety:
 
     error_on_missing_key: bool = True
     refuse_empty: bool = True
+    max_removed_ratio: float = 0.5
     backups: int = 5
+    sensitive_backups: bool = True
+    accept_cluster: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +273,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Keys (absolute) of some ranges, all at ``revision`` of the cluster ``cluster_id``."""
+    """Keys (absolute) of some ranges, all at ``revision`` of the cluster ``cluster_id``.
+
+    ``schemas`` are the JSON Schemas in force, by the prefix whose values they describe; their revision may
+    be another.
+    """
 
     cluster_id: int
     revision: int
     entries: Mapping[str, Entry]
+    schemas: Mapping[str, Entry] = field(default_factory=dict)
 
     @property
     def data_revision(self) -> int:
@@ -288,12 +308,17 @@ class RenderedFile:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A file as it is on disk."""
+    """A file as it is on disk.
+
+    ``attributes`` are extended ones to be set with it (none: those of the file that it replaces are kept);
+    they make no difference between two states.
+    """
 
     content: bytes
     mode: int
     uid: int
     gid: int
+    attributes: tuple[tuple[str, bytes], ...] = field(default=(), compare=False)
 
 
 class ActionKind(enum.StrEnum):
@@ -337,12 +362,18 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What stands on disk for a resource when it is reloaded and its health is checked."""
+    """What stands on disk for a resource when it is reloaded and its health is checked.
+
+    ``action`` is what the changed templates ask for, None if they leave it to ``[reload]``. ``keys`` are the
+    (absolute) keys that differ from what was applied before.
+    """
 
     revision: int
     files: tuple[str, ...]
     changed: tuple[str, ...]
     rollback: bool = False
+    action: str | None = None
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,8 +389,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened to a resource: ``kind`` is planned, applied, unchanged, failed, rolled_back
-    or resumed.
+    """Something happened to a resource: ``kind`` is planned, written (the reload is yet to come), applied,
+    unchanged, waiting, drifted, failed, rolled_back or resumed.
+
+    ``repeated`` counts how often exactly this has been said before, in a row.
     """
 
     kind: str
@@ -368,15 +401,19 @@ class Event:
     changed: tuple[str, ...] = ()
     detail: str = ""
     duration_s: float = 0.0
+    repeated: int = 0
 
 
 APPLIED, UNCHANGED, RESUMED, ROLLED_BACK, HELD = "applied", "unchanged", "resumed", "rolled_back", "held"
-WAITING = "waiting"
+WAITING, WRITTEN, DRIFTED = "waiting", "written", "drifted"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a pass ended without an exception. ``error`` is why it was rolled back or is held."""
+    """How a pass ended without an exception. ``error`` is why it was rolled back or is held.
+
+    ``hash`` is that of the files that stand now, ``drift`` names those that another hand has changed.
+    """
 
     kind: str
     revision: int
@@ -384,6 +421,8 @@ class Outcome:
     detail: str = ""
     error: str = ""
     reloaded: bool = False
+    hash: str = ""
+    drift: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from etcd_agent.checks import stage_path
 from etcd_agent.errors import CheckError, FilesError, GuardError, ReloadError, RenderError
-from etcd_agent.execute import stage_path
 from etcd_agent.files import FileSystem, temporary_path
 from etcd_agent.manifest import Phase
 from etcd_agent.values import APPLIED, HELD, RESUMED, ROLLED_BACK, UNCHANGED, AgentConfig
@@ -344,7 +345,18 @@ def test_revisions_of_one_cluster_never_go_back(host: Host) -> None:
     with pytest.raises(GuardError, match="revision 5, but revision 11"):
         host.applier.run(host.resource, snapshot({KEY: "older"}, 5))
     assert host.text == "one\n"
-    assert host.applier.run(host.resource, snapshot({KEY: "rebuilt"}, 5, cluster_id=8)).kind == APPLIED
+
+
+def test_another_cluster_is_held_until_it_is_accepted(host: Host) -> None:
+    host.apply("one")
+    rebuilt = snapshot({KEY: "rebuilt"}, 5, cluster_id=8)
+    with pytest.raises(GuardError, match="another cluster answers: 8; the files here come from cluster 7"):
+        host.applier.run(host.resource, rebuilt)
+    assert host.text == "one\n"
+    safety = replace(host.config.safety, accept_cluster=True)
+    accepting = Host(host.folder, replace(host.config, safety=safety))
+    assert accepting.applier.run(host.resource, rebuilt).kind == APPLIED
+    assert host.text == "rebuilt\n"
 
 
 def test_a_file_does_not_become_empty_unless_it_may(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 
 from etcd_agent import cli, logs
 from etcd_agent.errors import AgentError, FilesError, LockedError
+from etcd_agent.locks import is_locked, state_lock
 from etcd_agent.notify import Notifier, watchdog_interval_s
-from etcd_agent.runtime import is_locked, state_lock
 from etcd_agent.status import AgentStatus, read_status, report, summary, write_status
 from etcd_agent.values import ResourceStatus, State
 from tests.unit.agent.support import load_config
