@@ -6,6 +6,9 @@ interfaces and the rules. Nothing has a name outside, so that scenarios may run 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from functools import cache
@@ -42,9 +45,17 @@ def perform(scenario: str, folder: Path, seed: int) -> str:
     apart = () if why_not() else _APART
     hosts = "loopback" if why_not() else "namespaces"
     program = "import sys; from tests.namespaces.scenarios import main; main(*sys.argv[1:])"
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*apart, sys.executable, "-c", program, scenario, hosts, str(folder), str(seed)],
-        capture_output=True, text=True, timeout=LIMIT_S, check=False, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        text=True, cwd=ROOT, start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, f"seed {seed}\n{done.stdout[-6000:]}\n{done.stderr[-8000:]}"
-    return done.stdout
+    try:
+        told, errors = process.communicate(timeout=LIMIT_S)
+    finally:
+        # Whatever is left of it: on loopback there is no namespace that ends with it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 0, f"seed {seed}\n{told[-6000:]}\n{errors[-8000:]}"
+    return told

@@ -22,7 +22,7 @@ from etcd_server.storage.database import StateDatabase
 from etcd_server.storage.raftlog import RaftLog
 from etcd_server.storage.schema import STATE_SCHEMA, STATE_SCHEMA_VERSION
 from tests.namespaces.machines import Machine
-from tests.sim.history import History
+from tests.sim.history import PUT, RANGE, History
 from tests.sim.invariants import Invariants, Record
 from tests.sim.plan import draw_plan
 from tests.sim.verdict import check_linearizability, check_reads, replay_ledger
@@ -35,8 +35,9 @@ TABLES = ("revisions", "current", "history", "leases", "members", "removed_membe
 def judge(folder: Path, machines: Sequence[Machine], history: History, ended_s: float) -> Counter[str]:
     """All checks of a run whose members have stopped; what was judged. Raises Violation.
 
-    folder: for scratch files. ended_s: when the traffic had ended.
+    folder: for scratch files, made here. ended_s: when the traffic had ended.
     """
+    folder.mkdir()
     entries = agreed_log(folder, machines)
     database = StateDatabase.open(str(folder / "replayed.db"), STATE_SCHEMA, STATE_SCHEMA_VERSION)
     ledger = replayed(StateMachine(database), entries, ended_s)
@@ -73,9 +74,32 @@ def judge(folder: Path, machines: Sequence[Machine], history: History, ended_s: 
     )
 
 
+def judge_the_judges(folder: Path, machines: Sequence[Machine], history: History, ended_s: float) -> None:
+    """The history of a good run, changed a little, must be refused: a read of a value that was another, an
+    answer that tells another revision, an event that never came."""
+    read = next(one for one in history.operations if one.path == RANGE and one.succeeded and one.response.kvs)
+    put = next(one for one in history.operations if one.path == PUT and one.succeeded)
+    delivery = next(one for one in history.watches[0][0].deliveries if one.response.events)
+    for name, message, change in (
+        ("reads", read.response, lambda response: setattr(response.kvs[0], "value", b"another")),
+        ("linearizable", put.response, lambda response: setattr(response.header, "revision", 1)),
+        ("watch", delivery.response, lambda response: response.events.pop(0)),
+    ):
+        kept = type(message).FromString(message.SerializeToString())
+        change(message)
+        try:
+            judge(folder / f"planted-{name}", machines, history, ended_s)
+        except Violation as violation:
+            assert violation.check.startswith(name), violation
+        else:
+            raise AssertionError(f"the judges do not see what was planted: {name}")
+        message.CopyFrom(kept)
+
+
 def agreed_log(folder: Path, machines: Sequence[Machine]) -> list[Entry]:
-    """The committed entries, which must be the same in every member's log (log matching, committed part)."""
-    logs = {}
+    """The committed entries, of which every member's log must hold the same, from where it begins (log
+    matching, committed part). One of the logs must never have been cut."""
+    logs: dict[str, tuple[int, int, list[Entry]]] = {}
     for machine in machines:
         copy = folder / f"log-{machine.name}"
         copy.mkdir()
@@ -83,19 +107,22 @@ def agreed_log(folder: Path, machines: Sequence[Machine]) -> list[Entry]:
             shutil.copy(file, copy)
         log = RaftLog.open(str(copy / "raft.db"), journal_size_bytes=1 << 16)
         hard_state, first, last = log.initial()
-        if first != 1:
-            raise Violation("ledger", f"the log of {machine.name} begins at {first}")
         entries: list[Entry] = []
-        while len(entries) < last:
-            entries += log.entries(len(entries) + 1, last + 1, 1 << 24)
+        while first + len(entries) <= last:
+            entries += log.entries(first + len(entries), last + 1, 1 << 24)
         log.close()
-        logs[machine.name] = (hard_state.commit, entries)
+        logs[machine.name] = (first, hard_state.commit, entries)
     applied = max(_applied_index(machine) for machine in machines)
-    committed = max(applied, *(commit for commit, _ in logs.values()))
-    longest = max((entries for _, entries in logs.values()), key=len)[:committed]
-    for name, (commit, entries) in logs.items():
-        if entries[:commit] != longest[:commit]:
-            raise Violation("log matching", f"{name} has other committed entries up to {commit}")
+    committed = max(applied, *(commit for _, commit, _ in logs.values()))
+    whole = [entries for first, _, entries in logs.values() if first == 1]
+    if not whole:
+        raise Violation("ledger", f"no log begins at 1: {[first for first, _, _ in logs.values()]}")
+    longest = max(whole, key=len)[:committed]
+    if len(longest) < committed:
+        raise Violation("ledger", f"{committed} entries are committed, {len(longest)} are in whole logs")
+    for name, (first, commit, entries) in logs.items():
+        if entries[: commit - first + 1] != longest[first - 1 : commit]:
+            raise Violation("log matching", f"{name} has other committed entries, from {first} to {commit}")
     return longest
 
 

@@ -8,121 +8,31 @@ and that the judges find nothing. What it counted is printed as its last line.
 
 from __future__ import annotations
 
-import json
-import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 
-from etcd_server.api.proto import rpc_pb2
 from tests.faults.test_full_disk import Junk
-from tests.live import assert_no_traceback, wait_until
-from tests.namespaces.judgement import check_disks, judge
+from tests.live import wait_until
 from tests.namespaces.machines import Machine, Machines
 from tests.namespaces.network import Loopback, Network
+from tests.namespaces.scenario import QUICK, Scenario
 from tests.namespaces.traffic import Traffic
+from tests.namespaces.transfers import receiver_killed, sender_killed
 
-QUICK = ("--heartbeat-interval", "50", "--election-timeout", "500")
-HASH_KV = "/etcdserverpb.Maintenance/HashKV"
 NO_SPACE = "etcdserver: mvcc: database space exceeded"
-
-
-class Scenario:
-    """Three members with clients, a source of choices, and what is to be reported."""
-
-    def __init__(self, folder: Path, hosts: Loopback, seed: int, flags: tuple[str, ...] = QUICK) -> None:
-        self.folder = folder
-        self.hosts = hosts
-        self.seed = seed
-        self.draw = random.Random(seed)
-        self.counts: Counter[str] = Counter()
-        self.flags = flags
-        self.begun_s = time.monotonic()
-        self.recoveries_s: list[float] = []
-
-    @property
-    def network(self) -> Network:
-        assert isinstance(self.hosts, Network)
-        return self.hosts
-
-    @contextmanager
-    def running(self, disk_bytes: int = 0) -> Iterator[tuple[Machines, Traffic]]:
-        """Members that serve, and traffic that flows. At the end all of it is judged."""
-        cluster = self.cluster = Machines(self.folder, self.hosts, flags=self.flags, disk_bytes=disk_bytes)
-        with cluster:
-            cluster.start()
-            first_term = self.term()
-            traffic = Traffic({machine.number: machine.address for machine in cluster.machines}, self.seed)
-            self.traffic = traffic
-            try:
-                traffic.begin()
-                traffic.wait_for_answers(100)
-                yield cluster, traffic
-                self.recovered()
-                traffic.wait_for_answers(100)
-                self.counts["terms passed"] = self.term() - first_term
-                traffic.end()
-            except BaseException:
-                print(f"seed {self.seed}", self.counts, traffic.counts, cluster.describe(), sep="\n")
-                raise
-            finally:
-                traffic.abandon()
-            self.conclude()
-
-    def conclude(self) -> None:
-        """Compare the members, stop them, and let everything be judged."""
-        cluster, traffic = self.cluster, self.traffic
-        ended_s = traffic.now()
-        same_hashes(cluster)
-        cluster.stop_all()
-        for machine in cluster.machines:
-            assert_no_traceback(machine.output)
-        check_disks(cluster.machines)
-        self.counts += traffic.counts
-        self.counts += judge(self.folder, cluster.machines, traffic.history, ended_s)
-        assert self.counts["operation judged"] >= 200, self.counts
-
-    def recovered(self) -> None:
-        """All are well again, without help."""
-        self.recoveries_s.append(self.cluster.recover())
-
-    def term(self) -> int:
-        return max(status.raftTerm for machine in self.cluster.machines if (status := machine.status()))
-
-    def goes_on(self, count: int = 60) -> None:
-        """Clients get answers while the fault lasts."""
-        self.traffic.wait_for_answers(count)
-        self.counts["answers within a fault"] += count
-
-    def report(self) -> str:
-        recoveries = ", ".join(f"{recovery_s:.1f}" for recovery_s in self.recoveries_s)
-        counts = json.dumps(dict(sorted(self.counts.items())))
-        return f"{time.monotonic() - self.begun_s:.0f} s; well again after {recoveries} s; {counts}"
-
-
-def same_hashes(cluster: Machines) -> None:
-    """HashKV and every key-value, at one revision, are the same at all members."""
-    with cluster.machines[0].calls() as calls:
-        revision = calls.everything().header.revision
-    told = []
-    for machine in cluster.machines:
-        with machine.calls() as calls:
-            calls.everything()  # linearizable: the member has applied what there is
-            held = calls.everything(revision=revision, serializable=True)
-            hashed = calls.call(HASH_KV, rpc_pb2.HashKVRequest(revision=revision))
-            told.append((hashed.hash, held.kvs))
-    assert all(one == told[0] for one in told), f"members differ at revision {revision}: {told}"
 
 
 # --- processes ----------------------------------------------------------------------------------------------
 
 
 def killed(scenario: Scenario) -> None:
-    """SIGKILL to a follower, then to the leader, then again; each is started again."""
+    """SIGKILL to a follower, then to the leader, then again; each is started again. Then the judges are
+    tried, too."""
+    scenario.judges_are_judged = True
     with scenario.running() as (cluster, _):
         kinds = ["follower", "leader", scenario.draw.choice(["follower", "leader"])]
         for kind in kinds:
@@ -360,7 +270,7 @@ SCENARIOS: dict[str, Callable[[Scenario], None]] = {
     for function in (
         *(killed, paused, all_killed),
         *(partitioned, leader_cut_off, one_way, bridged),
-        *(full_disk, storm),
+        *(full_disk, storm, receiver_killed, sender_killed),
     )
 }
 AT_DEFAULTS = ("leader_cut_off", "all_killed")

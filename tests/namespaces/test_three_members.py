@@ -61,6 +61,16 @@ def test_a_full_disk_on_one_member_loses_nothing_and_is_got_over(tmp_path: Path)
     show("full_disk", tmp_path)
 
 
+def test_a_member_killed_while_it_receives_a_snapshot_receives_another(tmp_path: Path) -> None:
+    needs_namespaces()
+    show("receiver_killed", tmp_path)
+
+
+def test_a_leader_killed_while_it_sends_a_snapshot_sends_another(tmp_path: Path) -> None:
+    needs_namespaces()
+    show("sender_killed", tmp_path)
+
+
 def test_a_storm_of_faults_two_at_a_time(tmp_path: Path) -> None:
     needs_namespaces()
     show("storm", tmp_path)
