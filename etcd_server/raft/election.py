@@ -124,7 +124,7 @@ def admit(raft: Raft, message: Message) -> bool:
     if message.term == raft.term:
         return True
     if isinstance(message, VoteRequest) and message.pre_vote:
-        raft.send(VoteResponse(message.sender, raft.member_id, raft.term, granted=False, pre_vote=True))
+        raft.send(_refusal(raft, message))
     elif isinstance(message, AppendRequest | Heartbeat) and (
         raft.config.check_quorum or raft.config.pre_vote
     ):
@@ -149,18 +149,37 @@ def on_vote_request(raft: Raft, message: VoteRequest) -> None:
     unbound = raft.vote == NO_MEMBER and raft.leader_id == NO_MEMBER
     may_vote = raft.vote == message.sender or unbound or (message.pre_vote and message.term > raft.term)
     granted = may_vote and raft.log.is_up_to_date(message.last_index, message.last_term)
-    if message.pre_vote:
-        term = message.term if granted else raft.term
-        raft.send(VoteResponse(message.sender, raft.member_id, term, granted, pre_vote=True))
-        return
-    if granted:
+    if not granted:
+        (raft.send if message.pre_vote else raft.promise)(_refusal(raft, message))
+    elif message.pre_vote:
+        raft.send(VoteResponse(message.sender, raft.member_id, message.term, granted=True, pre_vote=True))
+    else:
         raft.vote = message.sender
         raft.election_elapsed = 0
-    raft.promise(VoteResponse(message.sender, raft.member_id, raft.term, granted))
+        raft.promise(VoteResponse(message.sender, raft.member_id, raft.term, granted=True))
+
+
+def _refusal(raft: Raft, message: VoteRequest) -> VoteResponse:
+    log = raft.log
+    commit_term = log.term(log.commit_index) or 0
+    return VoteResponse(
+        message.sender, raft.member_id, raft.term, False, message.pre_vote, log.commit_index, commit_term
+    )
 
 
 def on_vote_response(raft: Raft, message: VoteResponse) -> None:
-    """Counts a vote in the campaign that it was given for."""
+    """Counts a vote in the campaign that it was given for.
+
+    A refusal may tell of entries that are committed. A leader that has removed itself cannot tell it any
+    more, and the one that is left would need its vote for ever. That both hold the same entry at the same
+    index says that they hold the same before it (Log Matching: Raft paper, figure 3).
+    """
+    log = raft.log
+    if (
+        log.commit_index < message.commit <= log.last_index
+        and log.term(message.commit) == message.commit_term
+    ):
+        log.commit_to(message.commit)
     if message.pre_vote is not (raft.role is Role.PRE_CANDIDATE):
         return
     if message.pre_vote and message.granted and message.term != raft.term + 1:

@@ -86,10 +86,16 @@ class VoteRequest(Message):
 
 @dataclass(frozen=True, slots=True)
 class VoteResponse(Message):
-    """A granted pre-vote carries the term asked for; every other answer the term of its sender."""
+    """A granted pre-vote carries the term asked for; every other answer the term of its sender.
+
+    A refusal tells how far its sender knows the log to be committed, and the term of that entry (0 when it is
+    not known any more): what keeps the asker from a majority may be a change that it does not know to be
+    committed."""
 
     granted: bool
     pre_vote: bool = False
+    commit: int = 0
+    commit_term: int = 0
 
 
 @dataclass(frozen=True, slots=True)

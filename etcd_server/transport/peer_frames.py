@@ -61,7 +61,12 @@ _PLAIN: Sequence[tuple[type[Any], str, type[Any], tuple[str, ...]]] = (
         peer_pb2.VoteRequest,
         ("last_index", "last_term", "pre_vote", "transfer"),
     ),
-    (VoteResponse, "vote_response", peer_pb2.VoteResponse, ("granted", "pre_vote")),
+    (
+        VoteResponse,
+        "vote_response",
+        peer_pb2.VoteResponse,
+        ("granted", "pre_vote", "commit", "commit_term"),
+    ),
     (
         AppendResponse,
         "append_response",

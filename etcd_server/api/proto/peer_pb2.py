@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n etcd_server/api/proto/peer.proto\x12\x06\x65tcdpy\"C\n\tPeerFrame\x12\x0f\n\x07version\x18\x01 \x01(\r\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.etcdpy.PeerMessage\"\xb0\x06\n\x0bPeerMessage\x12\n\n\x02to\x18\x01 \x01(\x06\x12\x0e\n\x06sender\x18\x02 \x01(\x06\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12+\n\x0cvote_request\x18\x04 \x01(\x0b\x32\x13.etcdpy.VoteRequestH\x00\x12-\n\rvote_response\x18\x05 \x01(\x0b\x32\x14.etcdpy.VoteResponseH\x00\x12/\n\x0e\x61ppend_request\x18\x06 \x01(\x0b\x32\x15.etcdpy.AppendRequestH\x00\x12\x31\n\x0f\x61ppend_response\x18\x07 \x01(\x0b\x32\x16.etcdpy.AppendResponseH\x00\x12&\n\theartbeat\x18\x08 \x01(\x0b\x32\x11.etcdpy.HeartbeatH\x00\x12\x37\n\x12heartbeat_response\x18\t \x01(\x0b\x32\x19.etcdpy.HeartbeatResponseH\x00\x12\x33\n\x10install_snapshot\x18\n \x01(\x0b\x32\x17.etcdpy.InstallSnapshotH\x00\x12)\n\x0btimeout_now\x18\x0b \x01(\x0b\x32\x12.etcdpy.TimeoutNowH\x00\x12\x33\n\x10\x66orward_proposal\x18\x0c \x01(\x0b\x32\x17.etcdpy.ForwardProposalH\x00\x12+\n\x0c\x66orward_read\x18\r \x01(\x0b\x32\x13.etcdpy.ForwardReadH\x00\x12<\n\x15\x66orward_read_response\x18\x0e \x01(\x0b\x32\x1b.etcdpy.ForwardReadResponseH\x00\x12\x33\n\x10\x66orward_transfer\x18\x0f \x01(\x0b\x32\x17.etcdpy.ForwardTransferH\x00\x12/\n\x0e\x66orwarded_call\x18\x10 \x01(\x0b\x32\x15.etcdpy.ForwardedCallH\x00\x12\x33\n\x10\x66orwarded_answer\x18\x11 \x01(\x0b\x32\x17.etcdpy.ForwardedAnswerH\x00\x12\x33\n\x10proposal_refused\x18\x12 \x01(\x0b\x32\x17.etcdpy.ProposalRefusedH\x00\x42\x06\n\x04kind\"Y\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\"\n\x04kind\x18\x03 \x01(\x0e\x32\x14.etcdpy.LogEntryKind\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"X\n\x0bVoteRequest\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x10\n\x08pre_vote\x18\x03 \x01(\x08\x12\x10\n\x08transfer\x18\x04 \x01(\x08\"1\n\x0cVoteResponse\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x10\n\x08pre_vote\x18\x02 \x01(\x08\"q\n\rAppendRequest\x12\x16\n\x0eprevious_index\x18\x01 \x01(\x04\x12\x15\n\rprevious_term\x18\x02 \x01(\x04\x12!\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x10.etcdpy.LogEntry\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\"X\n\x0e\x41ppendResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08rejected\x18\x02 \x01(\x08\x12\x12\n\nhint_index\x18\x03 \x01(\x04\x12\x11\n\thint_term\x18\x04 \x01(\x04\"/\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x12\n\nread_round\x18\x02 \x01(\x04\"\'\n\x11HeartbeatResponse\x12\x12\n\nread_round\x18\x01 \x01(\x04\"P\n\x0fInstallSnapshot\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0e\n\x06voters\x18\x03 \x03(\x06\x12\x10\n\x08learners\x18\x04 \x03(\x06\"\x0c\n\nTimeoutNow\"C\n\x0f\x46orwardProposal\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.etcdpy.LogEntryKind\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"3\n\x0b\x46orwardRead\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"J\n\x13\x46orwardReadResponse\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\"!\n\x0f\x46orwardTransfer\x12\x0e\n\x06target\x18\x01 \x01(\x06\"?\n\rForwardedCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\"P\n\x0f\x46orwardedAnswer\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x10\n\x08response\x18\x04 \x01(\x0c\"&\n\x0fProposalRefused\x12\x13\n\x0bproposal_id\x18\x01 \x01(\x04*6\n\x0cLogEntryKind\x12\n\n\x06NORMAL\x10\x00\x12\x0f\n\x0b\x43ONF_CHANGE\x10\x01\x12\t\n\x05\x45MPTY\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n etcd_server/api/proto/peer.proto\x12\x06\x65tcdpy\"C\n\tPeerFrame\x12\x0f\n\x07version\x18\x01 \x01(\r\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.etcdpy.PeerMessage\"\xb0\x06\n\x0bPeerMessage\x12\n\n\x02to\x18\x01 \x01(\x06\x12\x0e\n\x06sender\x18\x02 \x01(\x06\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12+\n\x0cvote_request\x18\x04 \x01(\x0b\x32\x13.etcdpy.VoteRequestH\x00\x12-\n\rvote_response\x18\x05 \x01(\x0b\x32\x14.etcdpy.VoteResponseH\x00\x12/\n\x0e\x61ppend_request\x18\x06 \x01(\x0b\x32\x15.etcdpy.AppendRequestH\x00\x12\x31\n\x0f\x61ppend_response\x18\x07 \x01(\x0b\x32\x16.etcdpy.AppendResponseH\x00\x12&\n\theartbeat\x18\x08 \x01(\x0b\x32\x11.etcdpy.HeartbeatH\x00\x12\x37\n\x12heartbeat_response\x18\t \x01(\x0b\x32\x19.etcdpy.HeartbeatResponseH\x00\x12\x33\n\x10install_snapshot\x18\n \x01(\x0b\x32\x17.etcdpy.InstallSnapshotH\x00\x12)\n\x0btimeout_now\x18\x0b \x01(\x0b\x32\x12.etcdpy.TimeoutNowH\x00\x12\x33\n\x10\x66orward_proposal\x18\x0c \x01(\x0b\x32\x17.etcdpy.ForwardProposalH\x00\x12+\n\x0c\x66orward_read\x18\r \x01(\x0b\x32\x13.etcdpy.ForwardReadH\x00\x12<\n\x15\x66orward_read_response\x18\x0e \x01(\x0b\x32\x1b.etcdpy.ForwardReadResponseH\x00\x12\x33\n\x10\x66orward_transfer\x18\x0f \x01(\x0b\x32\x17.etcdpy.ForwardTransferH\x00\x12/\n\x0e\x66orwarded_call\x18\x10 \x01(\x0b\x32\x15.etcdpy.ForwardedCallH\x00\x12\x33\n\x10\x66orwarded_answer\x18\x11 \x01(\x0b\x32\x17.etcdpy.ForwardedAnswerH\x00\x12\x33\n\x10proposal_refused\x18\x12 \x01(\x0b\x32\x17.etcdpy.ProposalRefusedH\x00\x42\x06\n\x04kind\"Y\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\"\n\x04kind\x18\x03 \x01(\x0e\x32\x14.etcdpy.LogEntryKind\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"X\n\x0bVoteRequest\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x10\n\x08pre_vote\x18\x03 \x01(\x08\x12\x10\n\x08transfer\x18\x04 \x01(\x08\"V\n\x0cVoteResponse\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x10\n\x08pre_vote\x18\x02 \x01(\x08\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\x12\x13\n\x0b\x63ommit_term\x18\x04 \x01(\x04\"q\n\rAppendRequest\x12\x16\n\x0eprevious_index\x18\x01 \x01(\x04\x12\x15\n\rprevious_term\x18\x02 \x01(\x04\x12!\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x10.etcdpy.LogEntry\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\"X\n\x0e\x41ppendResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08rejected\x18\x02 \x01(\x08\x12\x12\n\nhint_index\x18\x03 \x01(\x04\x12\x11\n\thint_term\x18\x04 \x01(\x04\"/\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x12\n\nread_round\x18\x02 \x01(\x04\"\'\n\x11HeartbeatResponse\x12\x12\n\nread_round\x18\x01 \x01(\x04\"P\n\x0fInstallSnapshot\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0e\n\x06voters\x18\x03 \x03(\x06\x12\x10\n\x08learners\x18\x04 \x03(\x06\"\x0c\n\nTimeoutNow\"C\n\x0f\x46orwardProposal\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.etcdpy.LogEntryKind\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"3\n\x0b\x46orwardRead\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"J\n\x13\x46orwardReadResponse\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\"!\n\x0f\x46orwardTransfer\x12\x0e\n\x06target\x18\x01 \x01(\x06\"?\n\rForwardedCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\"P\n\x0f\x46orwardedAnswer\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x10\n\x08response\x18\x04 \x01(\x0c\"&\n\x0fProposalRefused\x12\x13\n\x0bproposal_id\x18\x01 \x01(\x04*6\n\x0cLogEntryKind\x12\n\n\x06NORMAL\x10\x00\x12\x0f\n\x0b\x43ONF_CHANGE\x10\x01\x12\t\n\x05\x45MPTY\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'etcd_server.api.proto.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOGENTRYKIND']._serialized_start=1975
-  _globals['_LOGENTRYKIND']._serialized_end=2029
+  _globals['_LOGENTRYKIND']._serialized_start=2012
+  _globals['_LOGENTRYKIND']._serialized_end=2066
   _globals['_PEERFRAME']._serialized_start=44
   _globals['_PEERFRAME']._serialized_end=111
   _globals['_PEERMESSAGE']._serialized_start=114
@@ -43,31 +43,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOTEREQUEST']._serialized_start=1023
   _globals['_VOTEREQUEST']._serialized_end=1111
   _globals['_VOTERESPONSE']._serialized_start=1113
-  _globals['_VOTERESPONSE']._serialized_end=1162
-  _globals['_APPENDREQUEST']._serialized_start=1164
-  _globals['_APPENDREQUEST']._serialized_end=1277
-  _globals['_APPENDRESPONSE']._serialized_start=1279
-  _globals['_APPENDRESPONSE']._serialized_end=1367
-  _globals['_HEARTBEAT']._serialized_start=1369
-  _globals['_HEARTBEAT']._serialized_end=1416
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1418
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1457
-  _globals['_INSTALLSNAPSHOT']._serialized_start=1459
-  _globals['_INSTALLSNAPSHOT']._serialized_end=1539
-  _globals['_TIMEOUTNOW']._serialized_start=1541
-  _globals['_TIMEOUTNOW']._serialized_end=1553
-  _globals['_FORWARDPROPOSAL']._serialized_start=1555
-  _globals['_FORWARDPROPOSAL']._serialized_end=1622
-  _globals['_FORWARDREAD']._serialized_start=1624
-  _globals['_FORWARDREAD']._serialized_end=1675
-  _globals['_FORWARDREADRESPONSE']._serialized_start=1677
-  _globals['_FORWARDREADRESPONSE']._serialized_end=1751
-  _globals['_FORWARDTRANSFER']._serialized_start=1753
-  _globals['_FORWARDTRANSFER']._serialized_end=1786
-  _globals['_FORWARDEDCALL']._serialized_start=1788
-  _globals['_FORWARDEDCALL']._serialized_end=1851
-  _globals['_FORWARDEDANSWER']._serialized_start=1853
-  _globals['_FORWARDEDANSWER']._serialized_end=1933
-  _globals['_PROPOSALREFUSED']._serialized_start=1935
-  _globals['_PROPOSALREFUSED']._serialized_end=1973
+  _globals['_VOTERESPONSE']._serialized_end=1199
+  _globals['_APPENDREQUEST']._serialized_start=1201
+  _globals['_APPENDREQUEST']._serialized_end=1314
+  _globals['_APPENDRESPONSE']._serialized_start=1316
+  _globals['_APPENDRESPONSE']._serialized_end=1404
+  _globals['_HEARTBEAT']._serialized_start=1406
+  _globals['_HEARTBEAT']._serialized_end=1453
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1455
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1494
+  _globals['_INSTALLSNAPSHOT']._serialized_start=1496
+  _globals['_INSTALLSNAPSHOT']._serialized_end=1576
+  _globals['_TIMEOUTNOW']._serialized_start=1578
+  _globals['_TIMEOUTNOW']._serialized_end=1590
+  _globals['_FORWARDPROPOSAL']._serialized_start=1592
+  _globals['_FORWARDPROPOSAL']._serialized_end=1659
+  _globals['_FORWARDREAD']._serialized_start=1661
+  _globals['_FORWARDREAD']._serialized_end=1712
+  _globals['_FORWARDREADRESPONSE']._serialized_start=1714
+  _globals['_FORWARDREADRESPONSE']._serialized_end=1788
+  _globals['_FORWARDTRANSFER']._serialized_start=1790
+  _globals['_FORWARDTRANSFER']._serialized_end=1823
+  _globals['_FORWARDEDCALL']._serialized_start=1825
+  _globals['_FORWARDEDCALL']._serialized_end=1888
+  _globals['_FORWARDEDANSWER']._serialized_start=1890
+  _globals['_FORWARDEDANSWER']._serialized_end=1970
+  _globals['_PROPOSALREFUSED']._serialized_start=1972
+  _globals['_PROPOSALREFUSED']._serialized_end=2010
 # @@protoc_insertion_point(module_scope)

@@ -214,17 +214,23 @@ class VoteResponse(_message.Message):
 
     GRANTED_FIELD_NUMBER: _builtins.int
     PRE_VOTE_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    COMMIT_TERM_FIELD_NUMBER: _builtins.int
     granted: _builtins.bool
     pre_vote: _builtins.bool
+    commit: _builtins.int
+    commit_term: _builtins.int
     def __init__(
         self,
         *,
         granted: _builtins.bool = ...,
         pre_vote: _builtins.bool = ...,
+        commit: _builtins.int = ...,
+        commit_term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "pre_vote", b"pre_vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "commit_term", b"commit_term", "granted", b"granted", "pre_vote", b"pre_vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

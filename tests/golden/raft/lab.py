@@ -19,6 +19,7 @@ from etcd_server.raft.messages import (
     Message,
     Ready,
     Snapshot,
+    VoteResponse,
 )
 from etcd_server.raft.node import Node
 from etcd_server.raft.state import Config, Random, Role
@@ -222,7 +223,8 @@ def describe_message(message: Message) -> str:
         value: Any = getattr(message, name)
         if name in ("to", "sender", "term", "incarnation"):
             continue
-        if value in (0, False, ()) and name not in ("granted", "commit"):
+        is_telling = name == "granted" or (name == "commit" and not isinstance(message, VoteResponse))
+        if value in (0, False, ()) and not is_telling:
             continue
         text += f" {name}={_FORMATS.get(name, str)(value)}"
     return text

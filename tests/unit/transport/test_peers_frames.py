@@ -26,7 +26,7 @@ EVERY = [
     raft.VoteRequest(A, B, 9, 5, 4, pre_vote=True, transfer=False),
     raft.VoteRequest(A, B, 9, 0, 0, pre_vote=False, transfer=True),
     raft.VoteResponse(A, B, 9, granted=True, pre_vote=True),
-    raft.VoteResponse(A, B, 9, granted=False),
+    raft.VoteResponse(A, B, 9, granted=False, commit=7, commit_term=8),
     raft.AppendRequest(A, B, 9, 4, 2, ENTRIES, 3),
     raft.AppendRequest(A, B, 9, 0, 0, [], 0),
     raft.AppendResponse(A, B, 9, 17),
