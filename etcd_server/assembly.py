@@ -71,7 +71,20 @@ def settings_of(config: Config, member_id: int, cluster_id: int) -> Settings:
         auto_compaction_retention=config.auto_compaction_retention,
         progress_notify_interval_s=config.watch_progress_notify_interval_s,
         strict_reconfig_check=config.strict_reconfig_check,
+        max_learners=config.max_learners,
+        initial_ticks=initial_ticks(config),
     )
+
+
+def election_ticks(config: Config) -> int:
+    """Heartbeat intervals in an election time-out."""
+    return config.election_timeout_ms // config.heartbeat_interval_ms
+
+
+def initial_ticks(config: Config) -> int:
+    """All of the first time-out but two heartbeats, within which a leader would be heard (etcd:
+    server/etcdserver/server.go adjustTicks)."""
+    return max(election_ticks(config) - 2, 0) if config.initial_election_tick_advance else 0
 
 
 def run(config: Config) -> int:
@@ -231,7 +244,7 @@ def build_engine(config: Config, identity: bootstrap.Identity, raft_log: RaftLog
             learners=tuple(member.ID for member in members if member.isLearner),
             hard_state=raft_log.initial()[0],
             applied_index=machine.applied_index,
-            election_ticks=config.election_timeout_ms // config.heartbeat_interval_ms,
+            election_ticks=election_ticks(config),
             pre_vote=config.pre_vote,
             max_message_bytes=MESSAGE_BYTES,
             max_inflight=MESSAGES_IN_FLIGHT,

@@ -56,6 +56,8 @@ class Config:
     election_timeout_ms: int
     pre_vote: bool
     strict_reconfig_check: bool
+    initial_election_tick_advance: bool
+    max_learners: int
     force_new_cluster: bool
     snapshot_count: int
     snapshot_catchup_entries: int

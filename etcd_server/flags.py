@@ -180,6 +180,17 @@ GROUPS: Final[dict[str, tuple[Flag, ...]]] = {
             "strict-reconfig-check", "true", "Refuse changes of the membership that would lose the quorum."
         ),
         _switch(
+            "initial-election-tick-advance",
+            "true",
+            "At the start, when the others are there, wait for a leader for two heartbeats rather than for a "
+            "whole election time-out.",
+        ),
+        _count(
+            "max-learners",
+            "1",
+            "Largest number of learners in the cluster; that of the leader counts when one is added.",
+        ),
+        _switch(
             "force-new-cluster",
             "false",
             "Make this member a cluster of its own, with its data: recovery from the loss of a quorum. For "
@@ -285,8 +296,6 @@ GROUPS: Final[dict[str, tuple[Flag, ...]]] = {
         _text("proxy", "off", "Be a v2 proxy.", LATER),
     ),
     "Accepted without effect": (
-        _switch("initial-election-tick-advance", "true", "Shorten the first election.", IGNORED),
-        _count("max-learners", "1", "Largest number of learners.", IGNORED),
         _count("max-snapshots", "5", "Number of snapshot files to keep; there are none.", IGNORED),
         _count("max-wals", "5", "Number of log files to keep; there is one.", IGNORED),
         _switch("memory-mlock", "false", "Keep the data in memory.", IGNORED),

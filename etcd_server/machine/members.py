@@ -19,7 +19,7 @@ from etcd_server.api.proto import command_pb2, rpc_pb2
 from etcd_server.storage.tables import FactTables, MemberRow
 
 MAX_LEARNERS = 1
-"""etcd's default of --max-learners."""
+"""How many there may be unless a change says otherwise: etcd's default of --max-learners."""
 
 
 def member_id(peer_urls: Iterable[str], token: str, now_s: int | None = None) -> int:
@@ -75,7 +75,8 @@ class Members:
             raise errors.MemberNotFound
         match change.kind:
             case kinds.ADD_VOTER | kinds.ADD_LEARNER:
-                self._add(change.member, is_learner=change.kind == kinds.ADD_LEARNER)
+                learners = change.max_learners if change.HasField("max_learners") else MAX_LEARNERS
+                self._add(change.member, change.kind == kinds.ADD_LEARNER, learners)
             case kinds.PROMOTE:
                 member = self._existing(number)
                 if not member.is_learner:
@@ -94,11 +95,11 @@ class Members:
             case _:
                 raise errors.Internal(f"a change of the membership of an unknown kind: {change.kind}")
 
-    def _add(self, member: rpc_pb2.Member, *, is_learner: bool) -> None:
+    def _add(self, member: rpc_pb2.Member, is_learner: bool, max_learners: int) -> None:
         if member.ID in self._members:
             raise errors.MemberExists
         self._check_urls(member.peerURLs, besides=member.ID)
-        if is_learner and sum(other.is_learner for other in self._members.values()) >= MAX_LEARNERS:
+        if is_learner and sum(other.is_learner for other in self._members.values()) >= max_learners:
             raise errors.TooManyLearners
         self._set(
             MemberRow(member.ID, member.name, tuple(member.peerURLs), tuple(member.clientURLs), is_learner)

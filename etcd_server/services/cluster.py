@@ -140,8 +140,12 @@ class Cluster:
             # etcd leaves the cluster's token out here, unlike for the first members.
             number = member_id(peer_urls, "", self.unix_time_s)
         member = rpc_pb2.Member(ID=number, peerURLs=peer_urls, isLearner=kind == Kind.ADD_LEARNER)
+        change = Kind(kind=kind, member=member)
+        if kind == Kind.ADD_LEARNER:
+            # It goes with the change: members that are set differently apply it alike.
+            change.max_learners = self._core.settings.max_learners
         deadline_s = self.now + self._core.settings.request_timeout_s
-        self._wishes.append(Wish(call_id, path, request, Kind(kind=kind, member=member), deadline_s))
+        self._wishes.append(Wish(call_id, path, request, change, deadline_s))
 
     # --- another member leads -----------------------------------------------------------------------------
 

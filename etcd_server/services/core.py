@@ -51,6 +51,9 @@ class Settings:
     """Seconds in mode "periodic", revisions in mode "revision"; 0: off."""
     progress_notify_interval_s: float = 600.0
     strict_reconfig_check: bool = True
+    max_learners: int = 1
+    initial_ticks: int = 0
+    """Of the first election time-out, how much passes at once when the other members are there."""
     commit_interval_s: float = 0.1
 
     @property

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from etcd_server.api import errors
@@ -70,6 +71,9 @@ FOR_LEARNERS = frozenset(f"/etcdserverpb.Maintenance/{method}" for method in ("S
 # How long followers that wait for nothing may be left without news of what is committed: the next entries
 # carry it, mostly come sooner, and spare every member a message, its answer and the turns for both.
 COMMIT_NEWS_S = 0.0005
+
+LONGEST_ASSEMBLY_S = 5.0
+"""How long after the start of this member the others may come for the first election to be shortened."""
 
 UnaryHandler = Callable[[list[tuple[int, Any]]], None]
 
@@ -143,6 +147,8 @@ class Engine:
         self._leadership = Leadership(self.core)
         self._announcements = Announcements(self.core)
         self._seen_term = machine.applied_term
+        self._initial_ticks = settings.initial_ticks
+        self._begun_s = inf
         self.snapshots = Snapshots(self.core, node, self.applier, self.hub)
         self._upkeep = Upkeep(self.core, self.applier, self.hub, self.kv, self.snapshots)
         self._owes_commit_since_s: float | None = None
@@ -158,6 +164,7 @@ class Engine:
     def handle(self, batch: Batch, now: float) -> Effects:
         """Take one batch, give its effects. `now`: seconds of a clock that only goes forward."""
         core = self.core
+        self._begun_s = min(self._begun_s, now)
         effects = core.effects = Effects()
         core.answers = effects.answers
         self.lease.now = self.cluster.now = self.maintenance.now = self.snapshots.now = now
@@ -199,6 +206,8 @@ class Engine:
             if not is_up:
                 node.report_unreachable(member_id)
         self.snapshots.sent(batch.snapshots_sent)
+        if self._initial_ticks and (batch.connected or batch.ticks):
+            self._shorten_first_election(now)
         for _ in range(batch.ticks):
             node.tick()
         for message in batch.messages:
@@ -210,6 +219,21 @@ class Engine:
         self.snapshots.receive(batch.snapshots_received)
         if node.leader_id != core.leader_id or node.term != core.header.term:
             self._follow_leader(now)
+
+    def _shorten_first_election(self, now: float) -> None:
+        """Once after the start, when there are links to others and yet no leader has been heard: let most
+        of the election time-out have passed (etcd: server/etcdserver/server.go adjustTicks)."""
+        core = self.core
+        if core.leader_id or now - self._begun_s > LONGEST_ASSEMBLY_S:
+            self._initial_ticks = 0
+            return
+        own_id = self.settings.member_id
+        others = [member.ID for member in self.machine.members.all() if own_id != member.ID]
+        present = sum(core.peers.is_connected(number) for number in others)
+        if present > 1 or 0 < present == len(others):
+            ticks, self._initial_ticks = self._initial_ticks, 0
+            for _ in range(ticks):
+                self.node.tick()
 
     def _follow_leader(self, now: float) -> None:
         core, leader_id, term = self.core, self.node.leader_id, self.node.term
@@ -282,9 +306,12 @@ class Engine:
         """What a learner does not do for clients (etcd: isRPCSupportedForLearner). The member's own calls,
         with negative ids, pass."""
         refusal = errors.NotSupportedForLearner()
+        as_json = frozenset(batch.gateway_calls)
 
         def is_refused(path: str, call: tuple[int, Any]) -> bool:
-            return call[0] > 0 and not (path in FOR_LEARNERS or (path == RANGE and call[1].serializable))
+            return (call[0] > 0 or call[0] in as_json) and not (
+                path in FOR_LEARNERS or (path == RANGE and call[1].serializable)
+            )
 
         self._refuse_calls(batch, effects, refusal, is_refused)
         opened = {stream_id for kind, stream_id, _ in batch.streams if kind == STREAM_OPEN}

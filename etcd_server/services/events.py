@@ -104,6 +104,9 @@ class Batch:
     """Heartbeat intervals that have passed since the last turn."""
     unix_time_s: int = 0
     """Seconds since 1970, for what shows the time of day: the IDs of members that are added."""
+    gateway_calls: list[int] = field(default_factory=list)
+    """Those of the unary calls with negative ids that clients have put as JSON; the others with negative ids
+    are the member's own."""
     requiring_leader: list[int] = field(default_factory=list)
     """Those of the unary calls that are to be refused while the member knows no leader."""
     messages: list[Message] = field(default_factory=list)

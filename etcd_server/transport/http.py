@@ -18,7 +18,7 @@ from etcd_server.transport import gateway, v2members
 from etcd_server.transport.access import AccessRules
 from etcd_server.transport.answers import Headers, HttpAnswer
 from etcd_server.transport.pages import Pages
-from etcd_server.transport.wire import CLIENT, PEER, Transport
+from etcd_server.transport.wire import CLIENT, PEER, REQUIRE_LEADER, Transport
 
 TIME_IS_UP = "context deadline exceeded"
 
@@ -79,11 +79,22 @@ class HttpFront:
             exchange.respond(gateway.failure(refusal))
         elif call.rpc.kind is Kind.UNARY:
             unary = _Unary(exchange, call.rpc)
-            transport.ask(batch, call.rpc.path, call.requests[0], unary.answer)
+            call_id = transport.ask(batch, call.rpc.path, call.requests[0], unary.answer)
+            batch.gateway_calls.append(call_id)
+            if call.metadata.get(REQUIRE_LEADER) == "true":
+                batch.requiring_leader.append(call_id)
             self._limit(call.timeout_s, exchange.exchange_id, unary.time_out, now)
         else:
             stream = _Stream(exchange, call.rpc)
-            transport.open_stream(batch, exchange.exchange_id, call.rpc.path, call.requests, stream)
+            requires_leader = call.metadata.get(REQUIRE_LEADER) == "true"
+            transport.open_stream(
+                batch,
+                exchange.exchange_id,
+                call.rpc.path,
+                call.requests,
+                stream,
+                requires_leader=requires_leader,
+            )
             self._limit(call.timeout_s, exchange.exchange_id, stream.time_out, now)
 
     def _limit(

@@ -298,15 +298,23 @@ class Transport:
         self._count(path, Code.INTERNAL)
         self._replies.append((_wire.FAIL, call_id, int(Code.INTERNAL), MalformedMessage().text))
 
-    def ask(self, batch: Batch, path: str, request: Message, function: AnswerFunction) -> None:
-        """Add a call of the member's own to a batch; `function` is given the answer."""
+    def ask(self, batch: Batch, path: str, request: Message, function: AnswerFunction) -> int:
+        """Add a call of the member's own to a batch; `function` is given the answer. Its id."""
         call_id = self._next_own_id
         self._next_own_id -= 1
         self._functions[call_id] = function
         batch.calls.setdefault(path, []).append((call_id, request))
+        return call_id
 
     def open_stream(
-        self, batch: Batch, exchange_id: int, path: str, requests: Iterable[Message], sink: Sink
+        self,
+        batch: Batch,
+        exchange_id: int,
+        path: str,
+        requests: Iterable[Message],
+        sink: Sink,
+        *,
+        requires_leader: bool = False,
     ) -> None:
         """Add a stream to a batch for a plain HTTP exchange; all its requests have come, its messages go to
         `sink`."""
@@ -314,6 +322,8 @@ class Transport:
         self._sinks[exchange_id] = sink
         self.started[path] += 1
         batch.streams.append((STREAM_OPEN, exchange_id, path))
+        if requires_leader:
+            batch.streams.append((STREAM_REQUIRES_LEADER, exchange_id, None))
         batch.streams.extend((STREAM_MESSAGE, exchange_id, request) for request in requests)
         batch.streams.append((STREAM_HALF_CLOSE, exchange_id, None))
 

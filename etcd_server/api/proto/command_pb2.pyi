@@ -177,8 +177,11 @@ class ConfChange(_message.Message):
     PROPOSAL_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
+    MAX_LEARNERS_FIELD_NUMBER: _builtins.int
     proposal_id: _builtins.int
     kind: Global___ConfChange.Kind.ValueType
+    max_learners: _builtins.int
+    """Of ADD_LEARNER: how many there may be, as whoever proposes it is set (--max-learners). Without: one."""
     @_builtins.property
     def member(self) -> _rpc_pb2.Member: ...
     def __init__(
@@ -187,11 +190,14 @@ class ConfChange(_message.Message):
         proposal_id: _builtins.int = ...,
         kind: Global___ConfChange.Kind.ValueType = ...,
         member: _rpc_pb2.Member | None = ...,
+        max_learners: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_learners", b"_max_learners", "max_learners", b"max_learners", "member", b"member"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "member", b"member", "proposal_id", b"proposal_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_learners", b"_max_learners", "kind", b"kind", "max_learners", b"max_learners", "member", b"member", "proposal_id", b"proposal_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_learners: _TypeAlias = _typing.Literal["max_learners"]  # noqa: Y015
+    _WhichOneofArgType__max_learners: _TypeAlias = _typing.Literal["_max_learners", b"_max_learners"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_learners) -> _WhichOneofReturnType__max_learners | None: ...
 
 Global___ConfChange: _TypeAlias = ConfChange  # noqa: Y015

@@ -71,6 +71,17 @@ def test_learner_and_promotion(two: Lab) -> None:
         change(two, Kind.PROMOTE, 9)
 
 
+def test_a_change_says_how_many_learners_there_may_be(two: Lab) -> None:
+    def add(number: int, limit: int) -> object:
+        member = rpc_pb2.Member(ID=number, peerURLs=[f"http://{number}:2380"])
+        adding = Kind(kind=Kind.ADD_LEARNER, member=member, max_learners=limit)
+        return two.machine.apply_conf_change(two.machine.applied_index + 1, 1, adding)
+
+    assert isinstance(add(9, 0), errors.TooManyLearners)
+    assert add(9, 2) == add(10, 2) == (1, b"")
+    assert isinstance(add(11, 2), errors.TooManyLearners)
+
+
 def test_update_changes_the_peer_urls_only(two: Lab) -> None:
     change(two, Kind.ADD_LEARNER, 9, "http://c:2380")
     change(two, Kind.UPDATE, 9, "http://c:9999", name="ignored")

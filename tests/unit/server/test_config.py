@@ -52,6 +52,8 @@ def test_defaults_are_those_of_etcd() -> None:
         election_timeout_ms=1000,
         pre_vote=True,
         strict_reconfig_check=True,
+        initial_election_tick_advance=True,
+        max_learners=1,
         force_new_cluster=False,
         snapshot_count=10_000,
         snapshot_catchup_entries=5_000,

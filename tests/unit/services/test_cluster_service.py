@@ -11,6 +11,7 @@ import pytest
 from etcd_server.api import errors
 from etcd_server.api.proto import rpc_pb2
 from etcd_server.machine.members import member_id
+from etcd_server.services.events import Batch
 from tests.cluster import CLUSTER_ID, Cluster, ClusterMember
 
 ADD = "/etcdserverpb.Cluster/MemberAdd"
@@ -230,6 +231,73 @@ def test_a_learner_is_promoted_when_it_is_in_sync(make: Make) -> None:
         leader.call(PROMOTE, request)
     with pytest.raises(errors.MemberNotFound):
         leader.call(PROMOTE, rpc_pb2.MemberPromoteRequest(ID=77))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_how_many_learners_there_may_be(make: Make, limit: int) -> None:
+    cluster = make(max_learners=limit)
+    steady(cluster)
+    for number in range(limit):
+        assert add(cluster.followers[0], f"learner{number}", isLearner=True).member.isLearner
+        cluster.pass_time(1.0)
+    with pytest.raises(errors.TooManyLearners):
+        add(cluster.leader, "another", isLearner=True)
+    cluster.settle()
+    [told] = {str(members(member)) for member in cluster.running}
+    assert told.count("isLearner: true") == limit
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_most_of_the_first_election_time_out_passes_at_once(tmp_path: Path, size: int) -> None:
+    def first_election_s(ticks: int) -> float:
+        folder = tmp_path / f"{ticks}"
+        folder.mkdir()
+        cluster = Cluster(folder, size, started=False, initial_ticks=ticks)
+        for member in cluster.members.values():
+            member.start()
+        begun_s = cluster.now
+        cluster.wait(lambda: any(member.is_leader for member in cluster.running), "a leader")
+        cluster.close()
+        return cluster.now - begun_s
+
+    usual_s = first_election_s(0)
+    assert usual_s >= 1.0
+    # Random numbers are drawn alike, so the difference is what was passed over.
+    assert usual_s - 0.81 <= first_election_s(8) <= usual_s - 0.69
+
+
+def test_a_member_alone_does_not_hurry(make: Make) -> None:
+    cluster = make(started=False, initial_ticks=8)
+    first = cluster.members[1]
+    first.start()
+    cluster.pass_time(0.9)
+    assert first.engine.node.term == 1
+    # One other is not enough to know that there is no leader, with three members.
+    cluster.members[2].start()
+    cluster.pass_time(0.05)
+    assert not any(member.is_leader for member in cluster.running)
+
+
+def test_clients_of_a_learner_are_turned_away_also_those_that_speak_json(make: Make) -> None:
+    cluster = make()
+    steady(cluster)
+    added = add(cluster.leader, "d", isLearner=True).member
+    learner = cluster.join(added.ID, "d")
+    cluster.wait(lambda: learner.engine.is_ready, "the learner")
+    put = rpc_pb2.PutRequest(key=b"k")
+    local = rpc_pb2.RangeRequest(key=b"k", serializable=True)
+    # -1 is the member's own, -2 and -3 came as JSON.
+    own = Batch(
+        calls={RANGE: [(-1, rpc_pb2.RangeRequest(key=b"k")), (-2, local)], PUT: [(-3, put), (7, put)]},
+        gateway_calls=[-2, -3],
+    )
+    learner.turn(own)
+    cluster.settle()
+    refused = {
+        n for n, answer in learner.answers.items() if isinstance(answer, errors.NotSupportedForLearner)
+    }
+    assert refused == {-3, 7}
+    assert {-1, -2} <= set(learner.answers)
 
 
 def test_without_a_leader_changes_are_given_up_in_the_end(make: Make) -> None:
