@@ -10,6 +10,10 @@ say() { printf '%s\n' "$*" >&2; }
 needs='cc gcc gcc
 curl curl curl
 nginx nginx nginx
+haproxy haproxy haproxy
+psql postgresql postgresql-server
+pgbouncer pgbouncer pgbouncer
+dnsmasq dnsmasq-base dnsmasq
 etcdctl etcd-client etcd
 etcd etcd-server etcd
 strace strace strace

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from etcd_agent import View, cli
+from etcd_agent.config import load
 from etcd_agent.errors import FilesError
 from etcd_agent.render import Renderer
 from etcd_agent.status import read_status
@@ -142,7 +143,7 @@ class Readme:
                 **{f"conf.d/{name}.toml": text for name, text in resources.items()},
             },
         )
-        config = cli.load(str(folder / "agent.toml"))
+        config = load(str(folder / "agent.toml"))
         files: dict[str, str] = {}
         applier = cli._applier(config)
         for resource in config.resources:
