@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.live import ROOT
 
-LIMIT_S = 100
+LIMIT_S = 110
 _APART = (
     *("unshare", "--mount", "--propagation", "private", "--net"),
     *("--pid", "--fork", "--kill-child", "--mount-proc"),

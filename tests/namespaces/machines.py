@@ -15,7 +15,7 @@ from tests.live import wait_until
 from tests.live_cluster import TOKEN, LiveCluster, LiveMember
 from tests.namespaces.network import Loopback, run
 
-RECOVERY_LIMIT_S = 20.0
+RECOVERY_LIMIT_S = 30.0
 
 
 class Machine(LiveMember):

@@ -218,7 +218,11 @@ def full_disk(scenario: Scenario) -> None:
             if kind == "follower":
                 scenario.goes_on()
             wait_for_no_space(traffic)
+            refused_s = traffic.now()
             time.sleep(3.0)
+            went_on = traffic.written(refused_s)
+            assert went_on > 0
+            scenario.counts[f"puts while the {kind}'s disk is full"] += went_on
             junk.remove()
             scenario.recovered()
             scenario.traffic.wait_for_answers(60)

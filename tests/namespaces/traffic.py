@@ -40,6 +40,8 @@ from tests.sim.world import Violation
 KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 KEYS = 8
 THINK_S = 0.06
+# How often a client leaves a member that has not failed it, so that every member is asked all the time.
+WANDER = 0.05
 JOIN_LIMIT_S = 15.0
 LEASE_LIMIT_S = 20.0
 
@@ -92,6 +94,13 @@ class Traffic:
     def answered(self, since_s: float = 0.0) -> int:
         """Calls that were sent after `since_s` and answered well."""
         return sum(one.succeeded and one.invoked_s >= since_s for one in list(self.history.operations))
+
+    def written(self, since_s: float) -> int:
+        """Puts that were sent after `since_s` and answered well."""
+        return sum(
+            one.path == PUT and one.succeeded and one.invoked_s >= since_s
+            for one in list(self.history.operations)
+        )
 
     def wait_for_answers(self, count: int, limit_s: float = 20.0) -> None:
         """Until `count` more calls that are sent from now on have been answered."""
@@ -174,6 +183,8 @@ class Client:
     def call(self, path: str, request: Message) -> Operation:
         """One call, remembered. It does not raise."""
         traffic = self.traffic
+        if self.draw.random() < WANDER:
+            self.elsewhere()
         operation = Operation(self.number, path, request, traffic.now(), member=(self.member, 0))
         traffic.history.operations.append(operation)
         try:

@@ -7,6 +7,7 @@ that the judges have all of it; it does not see member 2 meanwhile, so that only
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def half_sent(scenario: Scenario, cluster: Machines, traffic: Traffic) -> int:
     total = int(wait_until(lambda: announced_bytes(receiver), "a snapshot is on its way"))
     scenario.counts["bytes of the snapshot"] = total
     assert total > VALUES * VALUE_BYTES
-    wait_until(lambda: any(file.stat().st_size > share * total for file in incoming(receiver)), "half of it")
+    wait_until(lambda: received_bytes(receiver) > share * total, "half of it", 40)
     return total
 
 
@@ -90,6 +91,13 @@ def announced_bytes(receiver: Machine) -> int:
     """The size of the snapshot that was announced to it last; 0: none."""
     lines = [line for line in receiver.output.splitlines() if '"receiving a snapshot"' in line]
     return int(json.loads(lines[-1])["bytes"]) if lines else 0
+
+
+def received_bytes(receiver: Machine) -> int:
+    """How much of a snapshot has arrived; 0 when none is on its way."""
+    with contextlib.suppress(FileNotFoundError):
+        return sum(file.stat().st_size for file in incoming(receiver))
+    return 0
 
 
 def incoming(receiver: Machine) -> list[Path]:
