@@ -183,7 +183,8 @@ class Server:
         return answer.status_code == 200 and answer.json().get("health") == "true"
 
     def __enter__(self) -> Server:
-        self.start()
+        if not self.running:
+            self.start()
         return self
 
     def __exit__(
