@@ -79,6 +79,23 @@ def test_many_frames_arrive_in_order(near: Owner, far: Owner, link_id: int) -> N
     assert far.wait_frames(len(frames)) == frames
 
 
+def test_frames_written_until_the_connection_is_full_arrive_whole(near: Owner) -> None:
+    """One at a time, so that the owner writes them itself; where the connection takes half of one, the rest
+    follows, and no ping comes between."""
+    with owner(max_inbox_bytes=65_536, **QUICK) as far:
+        near.wire.open_link(LINK, [far.url], HELLO)
+        near.wait_kind(_wire.LINK_UP)
+        link_id = int(far.wait_kind(_wire.LINK_ASKED)[1])
+        far.pause()
+        frames = [number.to_bytes(4, "big") * (1 + number * 37 % 2500) for number in range(6000)]
+        for number, frame in enumerate(frames):
+            near.wire.send(out(frame))
+            if number % 500 == 499:
+                time.sleep(QUICK["link_ping_s"])  # pings fall due while half a frame may be written
+        far.resume()
+        assert far.wait_frames(len(frames), link_id) == frames
+
+
 def test_links_go_both_ways_beside_each_other(near: Owner, far: Owner, link_id: int) -> None:
     far.wire.open_link(1, [near.url], [])
     far.wire.open_link(2, [near.url], [])

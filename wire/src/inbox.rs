@@ -5,10 +5,10 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::brisk::WATCHFUL;
+use crate::brisk::{Room, WATCHFUL};
 use crate::event::Event;
 
 #[derive(Default)]
@@ -28,6 +28,7 @@ pub struct Inbox {
     is_brisk: AtomicBool,
     full: AtomicBool,
     max_bytes: usize,
+    room: Arc<Room>,
 }
 
 /// What [`Inbox::take`] returns.
@@ -39,7 +40,7 @@ pub struct Taken {
 
 impl Inbox {
     /// An empty inbox that counts as full from `max_bytes` on.
-    pub fn new(max_bytes: usize) -> Self {
+    pub fn new(max_bytes: usize, room: Arc<Room>) -> Self {
         Inbox {
             queue: Mutex::new(Queue::default()),
             arrived: Condvar::new(),
@@ -47,6 +48,7 @@ impl Inbox {
             is_brisk: AtomicBool::new(false),
             full: AtomicBool::new(false),
             max_bytes,
+            room,
         }
     }
 
@@ -87,7 +89,7 @@ impl Inbox {
     /// Waits until something has arrived or `timeout` has passed, then takes the oldest `max` events.
     pub fn take(&self, timeout: Duration, max: usize) -> Taken {
         let begun = Instant::now();
-        if !timeout.is_zero() && self.is_brisk.load(Ordering::Relaxed) {
+        if !timeout.is_zero() && self.is_brisk.load(Ordering::Relaxed) && self.room.is_there() {
             self.watch(begun);
         }
         let mut queue = self.lock();
@@ -125,16 +127,12 @@ impl Inbox {
     /// Looks for an arrival for a short time without going to sleep: to be woken takes longer than most waits between
     /// two requests of one client, and longer than a disk takes to sync. Whoever else wants this processor gets it.
     fn watch(&self, begun: Instant) {
-        while self.count.load(Ordering::Acquire) == 0 && begun.elapsed() < WATCHFUL {
-            std::thread::yield_now();
-        }
+        while self.count.load(Ordering::Acquire) == 0 && begun.elapsed() < WATCHFUL && self.room.pause() {}
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use bytes::Bytes;
 
     use super::*;
@@ -149,7 +147,7 @@ mod tests {
 
     #[test]
     fn events_leave_in_order_and_at_most_max() {
-        let inbox = Inbox::new(1 << 20);
+        let inbox = Inbox::new(1 << 20, Arc::default());
         inbox.push_all(&mut vec![message(1, 0), message(2, 0), message(3, 0)]);
         assert_eq!(ids(&inbox.take(Duration::ZERO, 2)), [1, 2]);
         assert_eq!(ids(&inbox.take(Duration::ZERO, 2)), [3]);
@@ -158,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_brisk_waiter_sees_what_arrives_and_still_keeps_its_time() {
-        let inbox = Arc::new(Inbox::new(1 << 20));
+        let inbox = Arc::new(Inbox::new(1 << 20, Arc::default()));
         inbox.push_all(&mut vec![message(1, 0)]);
         assert_eq!(ids(&inbox.take(Duration::from_secs(1), 9)), [1]);
         assert!(inbox.is_brisk.load(Ordering::Relaxed));
@@ -173,7 +171,7 @@ mod tests {
 
     #[test]
     fn full_until_half_is_taken() {
-        let inbox = Inbox::new(10_000);
+        let inbox = Inbox::new(10_000, Arc::default());
         inbox.push_all(&mut (1..=4).map(|id| message(id, 2_500)).collect());
         assert!(inbox.is_full());
         assert!(!inbox.take(Duration::ZERO, 1).room_again);
@@ -184,7 +182,7 @@ mod tests {
 
     #[test]
     fn an_arrival_ends_the_wait() {
-        let inbox = Arc::new(Inbox::new(1 << 20));
+        let inbox = Arc::new(Inbox::new(1 << 20, Arc::default()));
         let other = Arc::clone(&inbox);
         let thread = std::thread::spawn(move || other.push_all(&mut vec![Event::Posted(7)]));
         assert_eq!(inbox.take(Duration::from_secs(30), 10).events.len(), 1);

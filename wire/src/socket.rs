@@ -63,6 +63,14 @@ impl Socket {
 }
 
 impl Socket {
+    /// A second handle to write with from another thread, without waiting; None where that cannot be had.
+    pub fn direct(&self) -> Option<socket2::Socket> {
+        match self {
+            Socket::Tcp(stream) => SockRef::from(stream).try_clone().ok(),
+            Socket::Unix(stream) => SockRef::from(stream).try_clone().ok(),
+        }
+    }
+
     /// Reads into the free capacity of `buffer`; 0 at the end.
     pub fn poll_read_into(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
         let reading = self.read_buf(buffer);

@@ -55,6 +55,14 @@ impl Batch {
         self.count(HEADER_BYTES + frame.payload.len(), Some(frame));
     }
 
+    /// Adds to an empty batch a frame of the owner's of which some bytes are written already.
+    pub fn add_rest(&mut self, frame: Frame, written: usize) {
+        debug_assert!(self.is_empty());
+        self.add(frame);
+        self.seal();
+        self.advance(written);
+    }
+
     /// Adds a frame of the link's own.
     pub fn add_control(&mut self, kind: u8, payload: &[u8]) {
         self.small.extend_from_slice(&frame::header(kind, payload.len()));
@@ -158,6 +166,17 @@ mod tests {
             let mut back: Vec<Frame> = batch.unwritten().collect();
             back.reverse();
             assert_eq!(back, frames[frames.len() - left..], "{taken} bytes taken");
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_frame_is_what_is_left_and_comes_back_whole() {
+        for written in [1, HEADER_BYTES, HEADER_BYTES + 40, HEADER_BYTES + 99] {
+            let mut batch = Batch::default();
+            batch.add_rest(frame(100), written);
+            batch.add_control(kind::PING, &[9; 8]);
+            assert_eq!(batch.bytes(), HEADER_BYTES + 100 - written + HEADER_BYTES + 8);
+            assert_eq!(batch.unwritten().collect::<Vec<_>>(), [frame(100)]);
         }
     }
 

@@ -89,6 +89,8 @@ impl<'a> Flow<'a> {
         if self.next_ping <= now {
             // Zero would say that nothing is to be measured.
             let stamp = (now - self.born).as_nanos() as u64 + 1;
+            let link = self.link;
+            self.claim(&mut link.lock());
             self.batch.add_control(kind::PING, &stamp.to_be_bytes());
             self.next_ping = now + self.ping_interval;
         }
@@ -197,6 +199,14 @@ impl<'a> Flow<'a> {
         }
     }
 
+    /// From here on the owner does not write; what it has begun is finished first.
+    fn claim(&mut self, state: &mut State) {
+        state.hungry = false;
+        if let Some((frame, written)) = state.begun.take() {
+            self.batch.add_rest(frame, written);
+        }
+    }
+
     /// Takes frames out of the queue; ready when the connection is to end.
     fn fill(&mut self, cx: &Context<'_>, now: Instant) -> Poll<End> {
         let link = self.link;
@@ -204,6 +214,7 @@ impl<'a> Flow<'a> {
         if let Poll::Ready(end) = self.wanted(&mut state, cx, now) {
             return Poll::Ready(end);
         }
+        self.claim(&mut state);
         while self.batch.bytes() < Batch::TARGET_BYTES
             && let Some(frame) = state.queue.pop()
         {

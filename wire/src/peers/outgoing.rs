@@ -1,11 +1,13 @@
 //! One link to one peer: a task that connects, connects again when the connection is lost, and sends what is queued.
 //!
 //! The owner talks to the task through [`Outgoing`]: it queues frames, changes the configuration, or closes it.
-//! What happens on one connection is [`super::flow`].
+//! What happens on one connection is [`super::flow`]. While the task waits for frames, with nothing of its own to write,
+//! the owner writes a few small ones itself: to wake a thread for them takes longer than the system call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +18,7 @@ use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
 
 use super::flow::{End, Flow};
+use super::frame::{self, HEADER_BYTES, kind};
 use super::queue::{Frame, Queue};
 use super::{LINK_PATH, LINK_PROTOCOL, head};
 use crate::event::Event;
@@ -27,6 +30,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Bytes that the kernel holds unsent, beside those that are on their way.
 const MAX_UNSENT_BYTES: u32 = 262_144;
+/// What the owner writes itself, at most.
+const MAX_DIRECT_BYTES: usize = 16_384;
 
 /// What the owner wants of a link.
 #[derive(Debug)]
@@ -57,8 +62,12 @@ pub struct State {
     pub closing: Option<Instant>,
     /// None while connected.
     down_since: Option<Instant>,
-    /// The task waits for frames.
+    /// The task waits for frames. Whoever finds this under the lock may write to the connection.
     pub hungry: bool,
+    /// For the owner to write with, while connected.
+    direct: Option<socket2::Socket>,
+    /// A frame of which the owner has written only so many bytes; it comes before all in the queue.
+    pub begun: Option<(Frame, usize)>,
     pub waker: Option<Waker>,
 }
 
@@ -70,6 +79,35 @@ impl State {
             self.queue.drop_all();
         }
         stale
+    }
+
+    /// Writes frames while nobody else does; those that did not fit are left, the first of them perhaps begun.
+    fn write(&mut self, frames: &mut VecDeque<Frame>, statistics: &Statistics) {
+        let Some(direct) = &mut self.direct else { return };
+        let bytes: usize = frames.iter().map(|frame| HEADER_BYTES + frame.payload.len()).sum();
+        if bytes > MAX_DIRECT_BYTES {
+            return;
+        }
+        let mut buffer = Vec::with_capacity(bytes);
+        for frame in frames.iter() {
+            buffer.extend_from_slice(&frame::header(kind::DATA, frame.payload.len()));
+            buffer.extend_from_slice(&frame.payload);
+        }
+        // The task will meet the same error, and knows what to do about it.
+        let mut left = direct.write(&buffer).unwrap_or(0);
+        statistics.sent_bytes.fetch_add(left as u64, Ordering::Relaxed);
+        while let Some(frame) = frames.pop_front() {
+            let bytes = HEADER_BYTES + frame.payload.len();
+            if left < bytes {
+                if left > 0 {
+                    self.begun = Some((frame, left));
+                } else {
+                    frames.push_front(frame);
+                }
+                return;
+            }
+            left -= bytes;
+        }
     }
 }
 
@@ -91,6 +129,8 @@ impl Outgoing {
             closing: None,
             down_since: Some(Instant::now()),
             hungry: false,
+            direct: None,
+            begun: None,
             waker: None,
         };
         Arc::new(Outgoing { number, timeout, statistics: Statistics::default(), state: Mutex::new(state) })
@@ -130,9 +170,16 @@ impl Outgoing {
         self.lock().queue.dropped()
     }
 
-    /// Queues frames; whom to wake then.
+    /// Writes or queues frames; whom to wake then.
     pub fn push(&self, frames: impl Iterator<Item = Frame>) -> Option<Waker> {
         let mut state = self.lock();
+        let mut frames: VecDeque<Frame> = frames.collect();
+        if state.hungry {
+            state.write(&mut frames, &self.statistics);
+            if frames.is_empty() && state.begun.is_none() {
+                return None;
+            }
+        }
         let stale = state.down_since.is_some() && state.drop_stale(Instant::now(), self.timeout);
         for frame in frames {
             if stale && frame.droppable {
@@ -220,6 +267,7 @@ impl Outgoing {
             let mut state = self.lock();
             state.drop_stale(Instant::now(), self.timeout);
             state.down_since = None;
+            state.direct = socket.direct();
         }
         self.statistics.is_up.store(true, Ordering::Relaxed);
         let link = self.number;
@@ -229,6 +277,10 @@ impl Outgoing {
         let mut batch = flow.batch;
         {
             let mut state = self.lock();
+            state.direct = None;
+            if let Some((frame, _)) = state.begun.take() {
+                state.queue.put_back(frame);
+            }
             batch.unwritten().for_each(|frame| state.queue.put_back(frame));
             state.down_since = Some(Instant::now());
             state.hungry = false;

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use self::arguments::{WireError, read_headers, read_keys, read_methods, read_urls, seconds};
 use self::events::{KINDS, Words};
 use self::orders::{OPERATIONS, Order, order};
-use crate::brisk::Brisk;
+use crate::brisk::{Brisk, Room};
 use crate::event::{Event, Object};
 use crate::inbox::Inbox;
 use crate::listener::{Address, Listener};
@@ -114,19 +114,20 @@ impl Wire {
             })?;
         let methods = read_methods(&methods)?;
         let intern = |text: &String| PyString::intern(py, text).unbind();
+        let room = Arc::new(Room::default());
         let wire = Wire {
             words: Words {
                 paths: methods.paths.iter().map(intern).collect(),
                 keys: metadata_keys.iter().map(intern).collect(),
             },
             shared: Arc::new(Shared {
-                inbox: Inbox::new(settings.max_inbox_bytes),
+                inbox: Inbox::new(settings.max_inbox_bytes, Arc::clone(&room)),
                 settings,
                 methods,
                 metadata_keys: read_keys(&metadata_keys)?,
                 registry: Registry::default(),
                 counters: Counters::default(),
-                brisk: Brisk::default(),
+                brisk: Brisk::new(room),
                 peers: Peers::default(),
             }),
             runtime: Mutex::new(Some(runtime)),
