@@ -9,7 +9,7 @@
 `docs/client.md` is the guide; `etcd_client.errors` draws the error tree.
 """
 
-from etcd_client import compare, ops
+from etcd_client import compare, ops, registry
 from etcd_client.client import Client
 from etcd_client.errors import (
     BadAnswer,
@@ -97,4 +97,5 @@ __all__ = [
     "WatchBatch",
     "compare",
     "ops",
+    "registry",
 ]

@@ -95,6 +95,11 @@ class Client:
     def endpoints(self) -> tuple[str, ...]:
         return self._session.endpoints
 
+    @property
+    def timeout_s(self) -> float:
+        """How long one call may take."""
+        return self._session.timeout_s
+
     def close(self) -> None:
         """Ends every watch of this client and refuses further calls with Closed."""
         with self._lock:

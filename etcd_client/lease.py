@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from etcd_client.errors import Closed, EtcdError, NotFound
@@ -36,6 +37,7 @@ class Lease:
         self._session = session
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._on_lost: Callable[[], None] | None = None
 
     def keep_alive_once(self) -> int:
         """Renews the lease and returns its TTL in seconds. Raises NotFound when it has run out."""
@@ -59,9 +61,14 @@ class Lease:
         self._session.call("/v3/lease/revoke", {"ID": str(self.lease_id)}, repeatable=False)
         self.lost.set()
 
-    def keep_alive(self) -> None:
-        """Starts a thread that renews the lease every third of its TTL until it is revoked or stopped."""
+    def keep_alive(self, on_lost: Callable[[], None] | None = None) -> None:
+        """Starts a thread that renews the lease every third of its TTL until it is revoked or stopped.
+
+        on_lost: called once, in that thread, when `lost` has been set because the lease is gone or could not
+        be renewed; not for a revocation.
+        """
         if self._thread is None:
+            self._on_lost = on_lost
             self._thread = threading.Thread(
                 target=self._keep_alive, name=f"etcd-lease-{self.lease_id:x}", daemon=True
             )
@@ -98,14 +105,20 @@ class Lease:
                 self.keep_alive_once()
             except (NotFound, Closed) as error:
                 self.last_error = error
-                self.lost.set()
+                self._lose()
                 return
             except EtcdError as error:
                 self.last_error = error
                 logger.warning("lease %x not renewed: %s", self.lease_id, error)
                 if clock() - renewed_at_s >= self.ttl_s:
                     # The server may have deleted the keys by now; whoever relies on them must know.
-                    self.lost.set()
+                    self._lose()
             else:
                 self.last_error = None
                 renewed_at_s = sent_at_s
+
+    def _lose(self) -> None:
+        on_lost, self._on_lost = self._on_lost, None
+        self.lost.set()
+        if on_lost is not None:
+            on_lost()
