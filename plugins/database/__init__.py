@@ -33,7 +33,7 @@ class Settings:
     pgbouncer: str
     passfile: str
     psql: str
-    pause_s: float
+    settle_s: float
     require_running: bool
 
     @property
@@ -54,7 +54,7 @@ def settings_of(resource: Resource) -> Settings | None:
         pgbouncer=table.take("pgbouncer", _conninfo, ""),
         passfile=table.take("passfile", _optional_path, ""),
         psql=table.take("psql", tables.absolute_path, "/usr/bin/psql"),
-        pause_s=table.take("pause", tables.duration, 2.0),
+        settle_s=table.take("settle", tables.duration, 2.0),
         require_running=table.take("require_running", tables.boolean, False),
     )
     table.finish()
@@ -153,7 +153,7 @@ def agent_reload(resource: Resource, applied: Applied) -> str | None:
         return "pgbouncer does not run; it reads its files when it starts"
     if files is None:
         return None
-    if not pool.reload(settings.console, files, before, settings.pause_s, timeout_s):
+    if not pool.reload(settings.console, files, before, settings.settle_s, timeout_s):
         raise ReloadError(
             f"pgbouncer was told to reload, but after {timeout_s:g} s it has not read its files "
             "to their end; see its log"

@@ -141,11 +141,10 @@ def expected(files: Iterable[str]) -> Files | None:
     return None
 
 
-def _run(console: Console, sql: str | Sequence[str], timeout_s: float) -> commands.Result:
+def _run(console: Console, sql: str, timeout_s: float) -> commands.Result:
     environment = {"PGPASSFILE": console.passfile, "PGCONNECT_TIMEOUT": str(max(2, int(timeout_s)))}
-    statements = [sql] if isinstance(sql, str) else sql
-    asked = [word for statement in statements for word in ("-c", statement)]
-    command = (console.psql, "-X", "-w", "-q", "-A", "-t", "-F", "\t", "-d", console.conninfo, *asked)
+    form = ("-X", "-w", "-q", "-A", "-P", "footer=off", "-F", "\t")
+    command = (console.psql, *form, "-d", console.conninfo, "-c", sql)
     return commands.run(command, timeout_s=timeout_s, env=environment)
 
 
@@ -191,23 +190,40 @@ def _unquoted(value: str) -> str:
     return value[1:-1].replace("''", "'") if value.startswith("'") else value
 
 
-def reload(console: Console, files: Files, before: Shown, pause_s: float, timeout_s: float) -> bool:
+def reload(console: Console, files: Files, before: Shown, settle_s: float, timeout_s: float) -> bool:
     """RELOAD, then wait until the marker is there; False if it does not come. ReloadError as ``held``.
 
-    pgbouncer takes a connection that logs in to the old server while it is replaced for a failed login, and
-    then turns clients away. So what moves is paused first: its clients wait, nothing logs in, and all goes to
-    the new server. One psql does all three, so that nothing stays paused if the agent is killed.
+    Of a database that moves pgbouncer breaks off the connections that are just logging in to its server,
+    takes that for failed logins, and turns clients away for a while (pgbouncer's #420 and #1536). PAUSE does
+    the same. So the reload waits for a moment in which none is logging in.
     """
     deadline_s = time.monotonic() + timeout_s
-    names = moved(before, files.text) if pause_s else []
-    if names:
-        pauses, resumes = ([f'{verb} "{name}"' for name in names] for verb in ("PAUSE", "RESUME"))
-        if not _run(console, [*pauses, "RELOAD", *resumes], pause_s).ok:
-            # Sessions or long transactions do not let go in time: they stay where they are, the rest moves.
-            _run(console, resumes, timeout_s)
+    if names := moved(before, files.text):
+        _await_quiet(console, names, min(settle_s, timeout_s), timeout_s)
     _asked(console, "RELOAD", timeout_s)
     while (now := held(console, timeout_s)) is None or now.marker != files.marker:
         if time.monotonic() >= deadline_s:
             return False
         time.sleep(_POLL_S)
     return True
+
+
+def _await_quiet(console: Console, names: Sequence[str], settle_s: float, timeout_s: float) -> None:
+    """Wait until nothing logs in, seen twice in a row; no longer than ``settle_s``."""
+    deadline_s = time.monotonic() + settle_s
+    quiet = 0
+    while quiet < 2 and time.monotonic() < deadline_s:
+        busy = logins(_asked(console, "SHOW POOLS", timeout_s))
+        quiet = 0 if any(busy.get(name) for name in names) else quiet + 1
+        time.sleep(_POLL_S)
+
+
+def logins(table: str) -> dict[str, int]:
+    """From ``SHOW POOLS`` with its head: how many server connections of each database are logging in."""
+    head, *rows = (line.split("\t") for line in table.splitlines())
+    found: dict[str, int] = {}
+    for row in rows:
+        if len(row) == len(head):
+            cells = dict(zip(head, row, strict=True))
+            found[cells["database"]] = found.get(cells["database"], 0) + int(cells["sv_login"])
+    return found

@@ -159,6 +159,7 @@ def test_what_moves_is_known_from_the_console_and_the_file() -> None:
     assert pool.moved(pool.shown(table.replace("10.0.0.1", "10.0.0.2")), text) == ["app"]
     assert pool.moved(pool.shown(table.replace("a b", "a c")), text) == ["app"]
     assert pool.moved(pool.shown(""), text) == [], "what was not there has no clients"
+    assert pool.logins("database\tuser\tsv_login\napp\ta\t2\napp\tb\t1\nlog\tc\t0\n") == {"app": 3, "log": 0}
 
 
 def test_files_with_passwords_are_kept_from_others() -> None:

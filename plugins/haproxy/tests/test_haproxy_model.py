@@ -139,10 +139,8 @@ def test_no_value_becomes_another_directive(name: str, value: str) -> None:
         text = text_of({**BASE, f"/ha/backends/app/{name}": value})
     except RenderError:
         return
-    known = set(
-        ["#", "global", "setenv", "backend", "frontend", "mode", "balance", "hash-type", "option", "timeout"]
-    )
-    known |= {"server", "bind", "default_backend"}
+    known = {"#", "global", "setenv", "backend", "frontend", "mode", "balance", "hash-type", "option"}
+    known |= {"timeout", "server", "bind", "default_backend"}
     for line in text.splitlines():
         assert not line or line.split()[0] in known
         assert line.startswith("#") or "#" not in line
