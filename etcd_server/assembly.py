@@ -121,7 +121,7 @@ def run(config: Config) -> int:
         with translated(directory.state_path):
             machine = Machine(database)
         raft_log.check_joins(machine.applied_index)
-        identity, remotes = identify(config, directory, raft_log, machine)
+        identity, remotes = identify(config, directory, raft_log, machine, transport)
         if machine.members.is_removed(identity.member_id):
             tell_removed(config, identity)
             return 0
@@ -201,7 +201,7 @@ def listen(transport: Transport, config: Config) -> None:
 
 
 def identify(
-    config: Config, directory: DataDirectory, raft_log: RaftLog, machine: Machine
+    config: Config, directory: DataDirectory, raft_log: RaftLog, machine: Machine, transport: Transport
 ) -> tuple[bootstrap.Identity, tuple[rpc_pb2.Member, ...]]:
     """Who this member is, and the members of the cluster that it joins. The first members are given their
     first entries, then their identity; killed in between, they are given the same ones again. A member that
@@ -219,7 +219,9 @@ def identify(
     else:
         first = bootstrap.first_entries(config)
         identity = first.identity
-        joining.refuse_second_beginning(config, identity)
+        joining.refuse_second_beginning(
+            config, identity, attend=lambda limit_s: transport.attend(limit_s, joining.is_glance)
+        )
         if raft_log.last_index() == 0:
             raft_log.append(HardState(term=1, vote=0, commit=len(first.entries)), first.entries)
     try:

@@ -30,6 +30,10 @@ FETCH_LIMIT_S = 10.0
 """For the answer of a peer, as etcd's (GetClusterFromRemotePeers)."""
 GLANCE_LIMIT_S = 1.0
 """For a look whether a new member is really new, as etcd's BootstrapTimeout."""
+GLANCE_HEADER = "X-Etcd-Py-Glance"
+"""Marks such a look: a member that is itself at its beginning has nothing to tell and says so at once. First
+members that are started together would else wait for each other."""
+ATTENDED_S = 0.02
 LARGEST_ANSWER_BYTES = 1024 * 1024
 
 
@@ -56,12 +60,14 @@ class Joining(NamedTuple):
     remotes: tuple[rpc_pb2.Member, ...]
 
 
-def fetch_members(peer_url: str, limit_s: float) -> Remote:
+def fetch_members(peer_url: str, limit_s: float, headers: Mapping[str, str] | None = None) -> Remote:
     """The cluster of the member at `peer_url`, from its page /members. Raises FetchFailed."""
     try:
         with requests.Session() as session:
             session.trust_env = False
-            answer = session.get(f"{peer_url}/members", timeout=limit_s, allow_redirects=False, stream=True)
+            answer = session.get(
+                f"{peer_url}/members", timeout=limit_s, allow_redirects=False, stream=True, headers=headers
+            )
             with answer:
                 body = answer.raw.read(LARGEST_ANSWER_BYTES, decode_content=True)
     except (requests.RequestException, OSError) as error:
@@ -76,6 +82,16 @@ def fetch_members(peer_url: str, limit_s: float) -> Remote:
     if not members:
         raise FetchFailed("it does not know the members yet")
     return Remote(cluster_id, members)
+
+
+def glance_at_members(peer_url: str, limit_s: float) -> Remote:
+    """As `fetch_members`, of a member that has something to tell. Raises FetchFailed."""
+    return fetch_members(peer_url, limit_s, {GLANCE_HEADER: "1"})
+
+
+def is_glance(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether a request with these headers, their names in lower case, is such a look."""
+    return any(name == GLANCE_HEADER.lower() for name, _ in headers)
 
 
 def _member(told: Mapping[str, object]) -> rpc_pb2.Member:
@@ -116,11 +132,19 @@ def join(config: Config, identity: Identity | None = None, fetch: Fetch = fetch_
     return Joining(Identity(own.ID, remote.cluster_id), remote.members)
 
 
-def refuse_second_beginning(config: Config, identity: Identity, fetch: Fetch = fetch_members) -> None:
+def refuse_second_beginning(
+    config: Config,
+    identity: Identity,
+    fetch: Fetch = glance_at_members,
+    attend: Callable[[float], None] | None = None,
+) -> None:
     """A first member without data: refused where the others know that it was there already (etcd:
-    isMemberBootstrapped). Raises BootstrapError."""
+    isMemberBootstrapped). Raises BootstrapError.
+
+    attend: is called again and again, with a time in s that it may take, until the others have been asked.
+    """
     peer_urls = _peer_urls(config, parse_initial_cluster(config.initial_cluster))
-    for found in _glances(peer_urls, fetch):
+    for found in _glances(peer_urls, fetch, attend):
         for member in found.members:
             if identity.member_id == member.ID and member.clientURLs:
                 raise BootstrapError(
@@ -151,7 +175,7 @@ def _ask_one(peer_urls: Iterable[str], fetch: Fetch) -> Remote:
     )
 
 
-def _glances(peer_urls: list[str], fetch: Fetch) -> list[Remote]:
+def _glances(peer_urls: list[str], fetch: Fetch, attend: Callable[[float], None] | None) -> list[Remote]:
     """What the peers say that answer at once; all are asked together, as they may be starting, too."""
 
     def glance(url: str) -> Remote | None:
@@ -163,7 +187,10 @@ def _glances(peer_urls: list[str], fetch: Fetch) -> list[Remote]:
     if not peer_urls:
         return []
     with ThreadPoolExecutor(len(peer_urls)) as pool:
-        return [found for found in pool.map(glance, peer_urls) if found is not None]
+        asked = [pool.submit(glance, url) for url in peer_urls]
+        while attend is not None and not all(one.done() for one in asked):
+            attend(ATTENDED_S)
+        return [found for one in asked if (found := one.result()) is not None]
 
 
 def _check_same(config: Config, named: Mapping[str, Iterable[str]], remote: Remote) -> None:

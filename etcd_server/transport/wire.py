@@ -11,7 +11,7 @@ have negative ids, and their answers are handed to a function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -30,6 +30,7 @@ from etcd_server.services.events import (
 )
 from etcd_server.transport import _wire
 from etcd_server.transport._wire import Wire, WireError
+from etcd_server.transport.answers import error_text
 from etcd_server.transport.peers import Links
 from etcd_server.transport.snapshot_files import SnapshotFiles
 
@@ -98,6 +99,7 @@ class Transport:
         self.files: SnapshotFiles | None = None
         """Both set once, before the first `gather`."""
         self._held: list[tuple[Any, ...]] = []
+        self._early: list[tuple[Any, ...]] = []  # what came before there was a member
         self._replies: list[tuple[Any, ...]] = []
         self.started: dict[str, int] = dict.fromkeys(self._rpcs, 0)
         self.handled: dict[tuple[str, int], int] = {(path, 0): 0 for path in self._rpcs}
@@ -157,6 +159,19 @@ class Transport:
 
     # --- in ---------------------------------------------------------------------------------------------
 
+    def attend(self, timeout_s: float, refuses: Callable[[Sequence[tuple[str, str]]], bool]) -> None:
+        """Before there is a member: answer plain HTTP requests of the peer port with 503 if `refuses` says
+        so, given their headers. All else that comes waits for `gather`."""
+        for event in self._wire.poll(timeout_s, MAX_EVENTS):
+            if event[0] == _wire.HTTP and event[6][0] == PEER and refuses(event[4]):
+                refusal = error_text(503, "the member is starting")
+                self._replies.append((_wire.RESPOND, event[1], *refusal))
+            else:
+                self._early.append(event)
+        if self._replies:
+            replies, self._replies = self._replies, []
+            self._wire.send(replies)
+
     def gather(self, timeout_s: float) -> tuple[Batch, list[object], list[tuple[Any, ...]]]:
         """Wait for events: the engine's batch, what threads have posted, and plain HTTP requests."""
         batch = Batch()
@@ -213,7 +228,10 @@ class Transport:
         return batch, posted, http
 
     def _arrived(self, timeout_s: float) -> list[tuple[Any, ...]]:
-        events = self._wire.poll(timeout_s, MAX_EVENTS)
+        if self._early:
+            events, self._early = self._early, []
+        else:
+            events = self._wire.poll(timeout_s, MAX_EVENTS)
         if not self.is_serving:
             self._held += [event for event in events if event[0] in _OF_CLIENTS]
             return [event for event in events if event[0] not in _OF_CLIENTS]

@@ -114,6 +114,25 @@ def test_a_first_member_that_was_there_already() -> None:
     refuse_second_beginning(given, Identity(2, 0xC), nobody)  # type: ignore[arg-type]
 
 
+def test_whoever_begins_attends_to_others_that_begin() -> None:
+    """Two that ask each other: each is answered while it waits."""
+    answered = threading.Event()
+
+    def fetch(url: str, limit_s: float) -> Remote:
+        assert answered.wait(limit_s)
+        raise FetchFailed("status 503")
+
+    times = []
+
+    def attend(limit_s: float) -> None:
+        times.append(limit_s)
+        if len(times) == 3:
+            answered.set()
+
+    refuse_second_beginning(config(state="new"), Identity(2, 0xC), fetch, attend)  # type: ignore[arg-type]
+    assert len(times) >= 3
+
+
 @contextmanager
 def page(status: int, body: bytes, cluster_id: str | None = "c") -> Iterator[str]:
     """A peer that answers so; its URL."""
