@@ -59,7 +59,7 @@ class Clients:
         if plan.compaction_interval_s:
             self.lonely.append(Compactor(self))
         if plan.membership_interval_s:
-            self.lonely.append(Administrator(self))
+            self.lonely += [Administrator(self, number) for number in range(2)]
 
     def begin(self) -> None:
         for client in (*self.writers, *self.watchers, *self.holders):
@@ -208,12 +208,13 @@ class Compactor(Client):
 
 
 class Administrator(Client):
-    """Adds members, with a new machine or at the address of a member that is gone, promotes and removes
-    them. A member that was added is started, whoever may have heard of it."""
+    """One of two, who do not know of each other. Adds members, with a new machine or at the address of a
+    member that is gone, promotes and removes them. A member that was added is started, whoever may have heard
+    of it."""
 
-    def __init__(self, clients: Clients) -> None:
-        super().__init__(clients, "administrator", 0)
-        self.client_id = 901
+    def __init__(self, clients: Clients, number: int) -> None:
+        super().__init__(clients, "administrator", number)
+        self.client_id = 901 + number
         self._addresses = len(clients.hosts)
         self._is_sure = True
 
@@ -262,7 +263,7 @@ class Administrator(Client):
         if operation.succeeded:
             self.world.counts[_CHANGES[operation.path]] += 1
         # Not too long: a member whose addition was in doubt may be waited for.
-        delay_s = min(self.draw.expovariate(1 / self.plan.membership_interval_s), 8.0)
+        delay_s = min(self.draw.expovariate(1 / (2 * self.plan.membership_interval_s)), 8.0)
         self.world.after(delay_s, self.act)
 
 

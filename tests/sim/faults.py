@@ -148,8 +148,11 @@ def failed_sync(scene: Scene) -> bool:
 
 
 def transfer(scene: Scene) -> bool:
-    """Somebody wishes for another leader."""
-    host = scene.some_host()
+    """Somebody wishes for another leader. Often it is a leader that hears nothing from then on: not that
+    another one leads either."""
+    leaders = scene.leaders()
+    is_deaf = bool(leaders) and scene.draw.random() < 0.4
+    host = scene.draw.choice(leaders) if is_deaf else scene.some_host()
     if host is None or host.process is None or host.process.is_paused or len(scene.hosts) < 2:
         return False
     try:
@@ -157,6 +160,12 @@ def transfer(scene: Scene) -> bool:
     except Dropped:
         return False
     host.process.wake()
+    if is_deaf:
+        members = [other.member_id for other in scene.hosts]
+        duration_s = scene.plan.election_timeout_s * scene.draw.uniform(0.3, 2)
+        scene.world.trace("network", f"{host.name} is deaf for {duration_s:.2f} s")
+        scene.world.counts["partition deaf"] += 1
+        scene.network.cut(SHAPES["deaf"](scene.draw, members, host.member_id), duration_s)
     return True
 
 

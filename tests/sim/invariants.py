@@ -17,6 +17,7 @@ from etcd_server.machine.mvcc import Outcome
 from etcd_server.raft.messages import (
     AppendResponse,
     Entry,
+    EntryKind,
     Message,
     Ready,
     VoteRequest,
@@ -167,9 +168,23 @@ class Invariants:
             if known.setdefault(name, value) != value:
                 raise Violation("log matching", f"{host.name} has another {name}")
             self.written_s.setdefault(name, now_s)
+            if entry.kind is EntryKind.CONF_CHANGE:
+                self._check_alone(host, process, entry)
         if log.last_index() < host.durable[1].last_index:
             self._world.counts["conflict overwritten"] += 1
         self._remember(host, process)
+
+    def _check_alone(self, host: Host, process: Process, change: Entry) -> None:
+        """A leader begins a change of membership when the one before is committed (thesis, section 4.1)."""
+        raft, first = process.node._raft, len(self.ledger) + 1
+        if raft.role is not Role.LEADER or raft.term != change.term or first >= change.index:
+            return
+        first = max(first, process.log.first_index())
+        for entry in process.log.entries(first, change.index, 1 << 30):
+            if entry.kind is EntryKind.CONF_CHANGE:
+                raise Violation(
+                    "one change at a time", f"{host.name} begins {change.index} before {entry.index} is done"
+                )
 
     def before_turn(self, host: Host, process: Process) -> None:
         """Remember by which membership the turn begins to count. A turn may hold another one, when what it
