@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cluster import running_three
 from benchmarks.rows import FULL, LOADGEN, QUICK, ROWS, Row, Sample, Scale, Target
 from benchmarks.servers import BenchError, Binary, running
 
@@ -155,7 +156,7 @@ def _measure(row: Row, binaries: list[Binary], scale: Scale, folder: Path) -> li
     for _ in range(scale.rounds):
         for binary, taken in zip(binaries, samples, strict=True):
             try:
-                with running(binary, folder) as server:
+                with (running if row.members == 1 else running_three)(binary, folder) as server:
                     taken.append(row.measure(server, scale))
             except BenchError as error:
                 taken.append(Sample({}, str(error)))
@@ -190,6 +191,7 @@ _FORMATS = {
     "p50_us": "p50 {:>9,.0f} µs",
     "p99_us": "p99 {:>9,.0f} µs",
     "cpu_s_per_10k": "cpu {:.3g} s/10k",
+    "pause_s": "pause {:.2f} s",
     "start_s": "start {:.2f} s",
     "rss_mib": "rss {:,.0f} MiB",
     "anonymous_mib": "(anonymous {:,.0f})",

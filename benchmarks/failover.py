@@ -9,26 +9,19 @@ server that takes etcd's flags.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.servers import START_LIMIT_S, STOP_LIMIT_S, BenchError, Binary, free_ports, serves
+from benchmarks.cluster import Trio, running_three
+from benchmarks.servers import BenchError, Binary
 from etcd_client import Client, EtcdError
 
-SIZE = 3
 STEADY_S = 1.0
 """How long the clients put before the leader goes."""
 PUTS_AFTERWARDS = 50
@@ -49,54 +42,49 @@ class Pause:
 
 
 def measure(binary: Binary, directory: Path, *, kill: bool) -> Pause:
-    """One loss of a leader, by SIGKILL or by SIGTERM. Raises BenchError when no member serves, when the
-    clients never go on, or when a put was answered that is not there."""
-    with (
-        tempfile.TemporaryDirectory(dir=directory, prefix="failover-") as folder,
-        _cluster(binary, Path(folder)) as members,
-    ):
-        leader = _leader(members)
-        writers = [_Writer(members, first) for first in range(SIZE)]
-        try:
-            for writer in writers:
-                writer.thread.start()
-            _wait(lambda: all(writer.answered for writer in writers), "the clients do not begin")
-            time.sleep(STEADY_S)
-            members[leader].process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-            marks = [len(writer.answered) for writer in writers]
-            _wait(
-                lambda: all(
-                    len(writer.answered) >= mark + PUTS_AFTERWARDS
-                    for writer, mark in zip(writers, marks, strict=True)
-                ),
-                "the clients do not go on",
-            )
-        finally:
-            for writer in writers:
-                writer.is_over = True
-            for writer in writers:
-                writer.thread.join(LIMIT_S)
+    """One loss of a leader of three new members; see `lose_leader`."""
+    with running_three(binary, directory) as trio:
+        return lose_leader(trio, kill=kill)
+
+
+def lose_leader(trio: Trio, *, kill: bool) -> Pause:
+    """The leader goes, by SIGKILL or by SIGTERM. Raises BenchError when the clients never go on, or when a
+    put was answered that is not there."""
+    leader = trio.members.index(trio.leader)
+    urls = [member.url for member in trio.members]
+    writers = [_Writer(urls, first) for first in range(len(urls))]
+    try:
         for writer in writers:
-            writer.check()
-        return Pause(
-            max(writer.longest_s for writer in writers),
-            writers[leader].longest_s,
-            sum(writer.failed for writer in writers),
+            writer.thread.start()
+        _wait(lambda: all(writer.answered for writer in writers), "the clients do not begin")
+        time.sleep(STEADY_S)
+        trio.leader.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+        marks = [len(writer.answered) for writer in writers]
+        _wait(
+            lambda: all(
+                len(writer.answered) >= mark + PUTS_AFTERWARDS
+                for writer, mark in zip(writers, marks, strict=True)
+            ),
+            "the clients do not go on",
         )
-
-
-@dataclass
-class _Member:
-    url: str
-    process: subprocess.Popen[bytes]
-    log_path: Path
+    finally:
+        for writer in writers:
+            writer.is_over = True
+        for writer in writers:
+            writer.thread.join(LIMIT_S)
+    for writer in writers:
+        writer.check()
+    return Pause(
+        max(writer.longest_s for writer in writers),
+        writers[leader].longest_s,
+        sum(writer.failed for writer in writers),
+    )
 
 
 class _Writer:
     """A client that puts, and goes on whatever happens."""
 
-    def __init__(self, members: Sequence[_Member], first: int) -> None:
-        urls = [member.url for member in members]
+    def __init__(self, urls: list[str], first: int) -> None:
         self._client = Client(urls[first:] + urls[:first])
         self._prefix = f"client{first}/"
         self.thread = threading.Thread(target=self._run, name=self._prefix)
@@ -130,71 +118,6 @@ class _Writer:
         found = {int(kv.key.removeprefix(self._prefix.encode())) for kv in kvs}
         if missing := set(self.answered) - found:
             raise BenchError(f"{len(missing)} puts of {self._prefix} were answered and are not there")
-
-
-@contextlib.contextmanager
-def _cluster(binary: Binary, folder: Path) -> Iterator[list[_Member]]:
-    """Three members that serve; all are ended afterwards."""
-    ports = free_ports(2 * SIZE)
-    client_urls = [f"http://127.0.0.1:{port}" for port in ports[:SIZE]]
-    peer_urls = [f"http://127.0.0.1:{port}" for port in ports[SIZE:]]
-    everyone = ",".join(f"m{number}={url}" for number, url in enumerate(peer_urls))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
-    with contextlib.ExitStack() as stack:
-        members = []
-        for number, (client_url, peer_url) in enumerate(zip(client_urls, peer_urls, strict=True)):
-            arguments = {
-                "--name": f"m{number}",
-                "--data-dir": str(folder / f"m{number}"),
-                "--listen-client-urls": client_url,
-                "--advertise-client-urls": client_url,
-                "--listen-peer-urls": peer_url,
-                "--initial-advertise-peer-urls": peer_url,
-                "--initial-cluster": everyone,
-                "--initial-cluster-state": "new",
-            }
-            command = [str(binary.path), *(word for pair in arguments.items() for word in pair)]
-            log_path = folder / f"m{number}.log"
-            with log_path.open("ab") as log:
-                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            members.append(_Member(client_url, process, log_path))
-            stack.callback(_end, process)
-        for member in members:
-            _wait_for_service(binary, member)
-        yield members
-
-
-def _wait_for_service(binary: Binary, member: _Member) -> None:
-    deadline_s = time.monotonic() + START_LIMIT_S
-    while not serves(member.url):
-        if member.process.poll() is not None or time.monotonic() > deadline_s:
-            end = member.log_path.read_text(errors="replace").strip().splitlines()[-3:]
-            raise BenchError(f"{binary.name} does not serve: {' | '.join(end)}")
-        time.sleep(POLL_S)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _leader(members: Sequence[_Member]) -> int:
-    """The place of the member that leads, once it says so itself."""
-    deadline_s = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline_s:
-        for number, member in enumerate(members):
-            request = urllib.request.Request(f"{member.url}/v3/maintenance/status", b"{}")
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                with urllib.request.urlopen(request, timeout=5) as response:
-                    told = json.load(response)
-                if told.get("leader") == told["header"]["member_id"]:
-                    return number
-        time.sleep(POLL_S)
-    raise BenchError("no member leads")
 
 
 def _wait(is_so: Callable[[], bool], otherwise: str) -> None:

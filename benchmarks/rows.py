@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import failover
+from benchmarks.cluster import Trio
 from benchmarks.servers import MIB, BenchError, Server
+
+Measured = Server | Trio
 
 LOADGEN = Path(__file__).parent / "loadgen"
 VALUE_BYTES = 256
@@ -61,16 +65,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `figure` is what its ratio is of."""
+    """A line of the table. `figure` is what its ratio is of. `measure` gets a running server, or three
+    where `members` is 3."""
 
     name: str
     title: str
-    measure: Callable[[Server, Scale], Sample]
+    measure: Callable[[Any, Scale], Sample]
     targets: tuple[Target, ...] = field(default=())
     figure: str = "rate"
+    members: int = 1
 
 
-def load(server: Server, workload: str, **options: object) -> dict[str, Any]:
+def load(server: Measured, workload: str, **options: object) -> dict[str, Any]:
     """Runs the load generator once; returns its report. Raises BenchError when it fails."""
     command = [str(LOADGEN / "target/release/etcd-loadgen"), workload, "--address", server.address]
     for name, value in options.items():
@@ -82,14 +88,14 @@ def load(server: Server, workload: str, **options: object) -> dict[str, Any]:
     return report
 
 
-def fill(server: Server, keys: int) -> None:
+def fill(server: Measured, keys: int) -> None:
     """Puts keys in, quickly, in large transactions."""
     report = load(server, "fill", total=keys, clients=8, connections=2, value_size=VALUE_BYTES)
     if report["errors"]:
         raise BenchError(f"{server.binary.name}: fill: {report['first_error']}")
 
 
-def filled(server: Server, keys: int) -> None:
+def filled(server: Measured, keys: int) -> None:
     """Puts keys in and starts the server anew, so that reads do not pay for the way in which it was filled:
     the large transactions leave buffers behind in etcd 3.4 that each later read copies."""
     fill(server, keys)
@@ -97,7 +103,7 @@ def filled(server: Server, keys: int) -> None:
     server.start()
 
 
-def measured(server: Server, workload: str, scale: Scale, total: int, **options: object) -> Sample:
+def measured(server: Measured, workload: str, scale: Scale, total: int, **options: object) -> Sample:
     """One run of a workload: its report, and what it cost the server."""
     total = max(int(total * scale.requests), 3)
     cpu_s = server.cpu_s()
@@ -119,18 +125,18 @@ def measured(server: Server, workload: str, scale: Scale, total: int, **options:
 MANY: Mapping[str, int] = {"clients": 1000, "connections": 100}
 
 
-def put_1(server: Server, scale: Scale) -> Sample:
+def put_1(server: Measured, scale: Scale) -> Sample:
     load(server, "put", total=100, prefix="w")
     return measured(server, "put", scale, 10_000)
 
 
-def put_1000(server: Server, scale: Scale) -> Sample:
+def put_1000(server: Measured, scale: Scale) -> Sample:
     load(server, "put", total=2_000, prefix="w", **MANY)
     return measured(server, "put", scale, 200_000, **MANY)
 
 
-def get(consistency: str) -> Callable[[Server, Scale], Sample]:
-    def measure(server: Server, scale: Scale) -> Sample:
+def get(consistency: str) -> Callable[[Measured, Scale], Sample]:
+    def measure(server: Measured, scale: Scale) -> Sample:
         keys = 10_000
         filled(server, keys)
         options = {"keys": keys, "order": "random", "consistency": consistency, **MANY}
@@ -179,6 +185,23 @@ def startup(server: Server, scale: Scale) -> Sample:
     return Sample(figures)
 
 
+def through_follower(measure: Callable[[Trio, Scale], Sample]) -> Callable[[Trio, Scale], Sample]:
+    """The same, with all clients at a member that does not lead."""
+
+    def elsewhere(trio: Trio, scale: Scale) -> Sample:
+        trio.through_follower = True
+        return measure(trio, scale)
+
+    return elsewhere
+
+
+def leader_killed(trio: Trio, scale: Scale) -> Sample:
+    """The longest time without an answer that a client with three endpoints meets when the leader is
+    killed."""
+    pause = failover.lose_leader(trio, kill=True)
+    return Sample({"pause_s": pause.longest_s})
+
+
 ROWS = (
     Row("put-1", "put, 1 client", put_1, (Target("rate", 1.0),)),
     Row("put-1000", "put, 1,000 clients on 100 connections", put_1000, (Target("rate", 1.5),)),
@@ -198,5 +221,35 @@ ROWS = (
             Target("started_rss_mib", 0.5, at_most=True),
         ),
         figure="rss_mib",
+    ),
+    Row("three-put-1", "three members: put, 1 client", put_1, (Target("rate", 1.2),), members=3),
+    Row(
+        "three-put-1000",
+        "three members: put, 1,000 clients on 100 connections",
+        put_1000,
+        (Target("rate", 1.2),),
+        members=3,
+    ),
+    Row(
+        "three-get-leader",
+        "three members: linearizable get at the leader, 1,000 clients",
+        get("linearizable"),
+        (Target("rate", 2.0),),
+        members=3,
+    ),
+    Row(
+        "three-get-follower",
+        "three members: linearizable get at a follower, 1,000 clients",
+        through_follower(get("linearizable")),
+        (Target("rate", 2.0),),
+        members=3,
+    ),
+    Row(
+        "three-pause",
+        "three members: the leader is killed",
+        leader_killed,
+        (Target("pause_s", 2.0, at_most=True, absolute=True),),
+        figure="pause_s",
+        members=3,
     ),
 )

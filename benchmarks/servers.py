@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,46 +63,83 @@ class Binary:
         return cls(Path(found), f"{name} {version.group()}" if version else name)
 
 
-class Server:
-    """A running server. `start_s` is the time from its start until it answered its first linearizable
-    read."""
+@dataclass(frozen=True)
+class Place:
+    """A member's name, and its addresses as URLs."""
 
-    def __init__(self, binary: Binary, data_dir: Path) -> None:
+    name: str
+    client_url: str
+    peer_url: str
+
+
+def places(names: Sequence[str]) -> list[Place]:
+    """Free addresses for members of these names."""
+    ports = free_ports(2 * len(names))
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    return [Place(name, *urls[2 * number : 2 * number + 2]) for number, name in enumerate(names)]
+
+
+class Server:
+    """A running server, alone or a member of a cluster. `start_s` is the time from its start until it
+    answered its first linearizable read."""
+
+    def __init__(
+        self, binary: Binary, data_dir: Path, members: Sequence[Place] = (), number: int = 0
+    ) -> None:
+        """The member `number` of `members`; without any, one alone that gets new addresses at each start."""
         self.binary = binary
         self.data_dir = data_dir
+        self._members = members
+        self._number = number
         self._log_path = data_dir.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
-        self.address = ""
+        self.address = self.url = ""
+        self._started_s = 0.0
         self.start_s = 0.0
 
     def start(self) -> None:
         """Starts it, and waits until it serves. Raises BenchError with the end of its log when it does
         not."""
-        client, peer = free_ports(2)
-        self.address = f"127.0.0.1:{client}"
-        client_url, peer_url = f"http://{self.address}", f"http://127.0.0.1:{peer}"
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Starts it; it may have to wait for others before it serves."""
+        members = self._members or places(["bench"])
+        place = members[self._number]
+        self.url = place.client_url
+        self.address = place.client_url.removeprefix("http://")
         arguments = {
-            "--name": "bench",
+            "--name": place.name,
             "--data-dir": str(self.data_dir),
-            "--listen-client-urls": client_url,
-            "--advertise-client-urls": client_url,
-            "--listen-peer-urls": peer_url,
-            "--initial-advertise-peer-urls": peer_url,
-            "--initial-cluster": f"bench={peer_url}",
+            "--listen-client-urls": place.client_url,
+            "--advertise-client-urls": place.client_url,
+            "--listen-peer-urls": place.peer_url,
+            "--initial-advertise-peer-urls": place.peer_url,
+            "--initial-cluster": ",".join(f"{one.name}={one.peer_url}" for one in members),
             "--quota-backend-bytes": str(8 << 30),
         }
         command = [str(self.binary.path), *(word for pair in arguments.items() for word in pair)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
-        started = time.monotonic()
+        self._started_s = time.monotonic()
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        while not serves(client_url):
-            if self._process.poll() is not None or time.monotonic() - started > START_LIMIT_S:
+
+    def wait(self) -> None:
+        """Waits until it serves. Raises BenchError with the end of its log when it does not."""
+        assert self._process is not None
+        while not serves(self.url):
+            if self._process.poll() is not None or time.monotonic() - self._started_s > START_LIMIT_S:
                 end = self._log_path.read_text(errors="replace").strip().splitlines()[-3:]
                 self.stop()
                 raise BenchError(f"{self.binary.name} does not serve: {' | '.join(end)}")
             time.sleep(POLL_S)
-        self.start_s = time.monotonic() - started
+        self.start_s = time.monotonic() - self._started_s
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def stop(self) -> None:
         """Ends it: asks first, then kills."""

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench
+from benchmarks.cluster import running_three
 from benchmarks.rows import ROWS, Row, Sample, Scale, Target
 from benchmarks.servers import BenchError, Binary, Server, running
 
 SCALE = Scale(1.0, 1, 10, 1)
 
 FAKE = """#!{python}
-import http.server, sys
+import http.server, json, sys
 if "--version" in sys.argv:
     print("fake Version: 1.2.3")
     sys.exit()
@@ -23,6 +24,11 @@ class Health(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b'{{"health":"true"}}')
+    def do_POST(self):
+        self.send_response(200)
+        self.end_headers()
+        name = sys.argv[sys.argv.index("--name") + 1]
+        self.wfile.write(json.dumps({{"header": {{"member_id": name}}, "leader": "m1"}}).encode())
     def log_message(self, *args):
         pass
 http.server.HTTPServer(("127.0.0.1", int(url.rpartition(":")[2])), Health).serve_forever()
@@ -48,6 +54,18 @@ def test_a_server_is_started_measured_and_ended(tmp_path: Path) -> None:
         assert folder.exists()
     assert not folder.exists()
     assert server._process is None
+
+
+def test_three_members_are_measured_as_one(tmp_path: Path) -> None:
+    with running_three(program(tmp_path, FAKE), tmp_path) as trio:
+        assert [member.data_dir.name for member in trio.members] == ["m0", "m1", "m2"]
+        assert trio.leader is trio.members[1]
+        assert trio.address == trio.leader.address
+        trio.through_follower = True
+        assert trio.address == trio.members[0].address
+        assert trio.cpu_s() >= max(member.cpu_s() for member in trio.members)
+        assert trio.memory().resident >= 3 << 20
+    assert not any(member._process for member in trio.members)
 
 
 def test_a_server_that_does_not_start_is_reported_with_its_log(tmp_path: Path) -> None:
