@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
 
 from etcd_server.raft.quorum import majority
@@ -232,7 +233,10 @@ def run_many(seeds: Iterable[int], workers: int) -> Iterable[Report]:
         yield from map(run_checked, seeds)
         return
     with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(run_checked, seeds)
+        try:
+            yield from pool.map(run_checked, seeds)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def show_failure(report: Report) -> None:
@@ -255,6 +259,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("seeds", type=parse_seeds, help="one seed, or FIRST..LAST")
     parser.add_argument("--workers", type=int, default=1, help="processes to share the seeds")
     parser.add_argument("--counts", action="store_true", help="print how often everything happened")
+    parser.add_argument("--minutes", type=float, default=inf, help="begin no seed after so long")
     options = parser.parse_args(arguments)
     begun_s = time.monotonic()
     reports = []
@@ -262,6 +267,8 @@ def main(arguments: Sequence[str]) -> int:
         reports.append(report)
         if report.failed:
             show_failure(report)
+        if time.monotonic() - begun_s >= 60 * options.minutes:
+            break
     if len(reports) == 1 and not reports[0].failed:
         print(draw_plan(reports[0].seed).describe())
         print(f"trace {reports[0].trace_hash:08x}, {reports[0].events} events")
