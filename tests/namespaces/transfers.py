@@ -64,8 +64,7 @@ def half_sent(scenario: Scenario, cluster: Machines, traffic: Traffic) -> int:
     lead(cluster, sender)
     receiver.kill()
     loader = Loader(traffic)
-    for number in range(VALUES):
-        loader.put(number)
+    loader.load()
     loader.leave()
     scenario.network.cut([receiver.number], [keeper.number])
     scenario.network.slow(receiver.number, RATE_KILOBITS_PER_S)
@@ -123,8 +122,10 @@ class Loader(Client):
 
     def __init__(self, traffic: Traffic) -> None:
         super().__init__(traffic, "loader", 200)
-        self.member = 1
 
-    def put(self, number: int) -> None:
-        value = b"%d " % number + self.draw.randbytes(VALUE_BYTES)
-        self.call(PUT, rpc_pb2.PutRequest(key=b"large", value=value))
+    def load(self) -> None:
+        """Until as many as wanted have been taken; it wanders and may ask a member that is away."""
+        taken = 0
+        while taken < VALUES:
+            value = self.draw.randbytes(VALUE_BYTES)
+            taken += self.call(PUT, rpc_pb2.PutRequest(key=b"large", value=value)).succeeded
