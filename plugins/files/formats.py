@@ -1,6 +1,7 @@
-"""A tree of values as JSON, YAML, TOML, INI or environment file, written by the libraries that know how. Pure.
+"""A tree of values as JSON, YAML, TOML, INI or environment file, written by libraries that know how. Pure.
 
-What a format cannot hold (null in TOML, a line feed in INI) is refused with a RenderError that names the path.
+What a format cannot hold (null in TOML, a line feed in INI) is refused with a RenderError that names the
+path.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _wrong_section(name: str) -> bool:
 
 
 def to_env(leaves: Iterable[tuple[tuple[str, ...], str]], prefix: str = "", *, upper: bool = True) -> str:
-    """``PREFIX_A_B=value`` of ``/a/b`` (see ``envfile``); other characters than letters and digits become _."""
+    """``PREFIX_A_B=value`` of ``/a/b`` (see ``envfile``); other characters than those become _."""
     found: dict[str, str] = {}
     origins: dict[str, str] = {}
     for path, value in leaves:
@@ -92,8 +93,6 @@ def to_env(leaves: Iterable[tuple[tuple[str, ...], str]], prefix: str = "", *, u
         if name in found:
             raise RenderError(f"{shown} and {origins[name]} would both be {name}")
         if not envfile.NAME.fullmatch(name):
-            raise RenderError(
-                f"{shown} would be {name!r}, which is not the name of a variable; set env_prefix"
-            )
+            raise RenderError(f"{shown} would be {name!r}, which is not the name of a variable")
         found[name], origins[name] = value, shown
     return envfile.lines(found)

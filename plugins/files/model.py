@@ -1,8 +1,8 @@
-"""A subtree of keys as one tree of values: nested by slashes, typed where that loses nothing, in one order. Pure.
+"""A subtree of keys as one tree of values: nested by slashes, typed where that loses nothing. Pure.
 
-A value is what its JSON says if writing that again gives the same text: ``8080``, ``true`` and ``[1, 2]`` become
-a number, a truth value and a list, while ``1.10`` and ``007`` stay text. A text that looks like one of those is
-put in JSON's quotes: ``"8080"``.
+A value is what its JSON says if writing that again gives the same text: ``8080``, ``true`` and ``[1, 2]``
+become a number, a truth value and a list, while ``1.10`` and ``007`` stay text. A text that looks like one of
+those is put in JSON's quotes: ``"8080"``.
 """
 
 from __future__ import annotations

@@ -34,13 +34,13 @@ from tests.plugin_support import (
 PARTS = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/"), min_size=1, max_size=8
 )
+TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(exclude_categories=["Cc", "Cs"]))
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | TEXT
     | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PARTS, inner, max_size=3),
     max_leaves=5,
 )  # fmt: skip
-TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20)
 FAST = settings(max_examples=150, deadline=None)
 
 
@@ -124,8 +124,10 @@ def test_a_shell_reads_an_environment_file() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("8080", 8080), ("-1", -1), ("1.5", 1.5), ("true", True), ("null", None), ('"8080"', "8080"), ("[1, 2]", [1, 2]),
-        ('{"b": 1, "a": 2}', {"a": 2, "b": 1}), ("1.10", "1.10"), ("007", "007"), ("1e3", "1e3"), ("NaN", "NaN"),
+        ("8080", 8080), ("-1", -1), ("1.5", 1.5), ("true", True), ("null", None), ('"8080"', "8080"),
+        ("[1, 2]", [1, 2]),
+        ('{"b": 1, "a": 2}', {"a": 2, "b": 1}), ("1.10", "1.10"), ("007", "007"), ("1e3", "1e3"),
+        ("NaN", "NaN"),
         ("Infinity", "Infinity"), ("True", "True"), ("", ""), ("hello", "hello"), ("[1,", "[1,"),
         ("123456789012345678901234567890", 123456789012345678901234567890), ("[" * 5000, "[" * 5000),
     ],
