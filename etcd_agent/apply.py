@@ -48,12 +48,16 @@ class Applier:
         gate: Gate | None = None,
         audit: Audit | None = None,
     ) -> None:
-        """Raises ConfigError for a resource whose plugin settings are refused."""
+        """Raises ConfigError for a resource whose plugin settings are refused.
+
+        ``accepted_cluster_id`` may be set later, to that of a cluster which may replace the known one.
+        """
         self._config = config
         self._plugins = plugins
         self._executor = executor
         self._gate = gate
         self._audit = audit
+        self.accepted_cluster_id = 0
         self._lock = threading.Lock()
         self._said: dict[str, tuple[str, int]] = {}
         self._renderer = Renderer(
@@ -89,6 +93,9 @@ class Applier:
             raise type(error)(redacted(str(error), snapshot)) from None
         manifest = self._executor.manifest(resource)
         disk = self._executor.disk({*manifest.owned, *(file.dest for file in files)})
+        safety = self._config.safety
+        if snapshot.cluster_id == self.accepted_cluster_id:
+            safety = replace(safety, accept_cluster=True)
         return make_plan(
             resource,
             snapshot,
@@ -96,7 +103,7 @@ class Applier:
             disk,
             manifest,
             default_owner=(os.geteuid(), os.getegid()),
-            safety=self._config.safety,
+            safety=safety,
             force=force,
         )
 

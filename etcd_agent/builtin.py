@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import requests
 
-from etcd_agent import commands
+from etcd_agent import commands, workers
 from etcd_agent.errors import BusyError, ReloadError
 from etcd_agent.hookspecs import hookimpl
 from etcd_agent.values import Applied, Command, Event, Problem, Resource
@@ -130,7 +130,8 @@ def http_problem(url: str, expect: int, timeout_s: float) -> str | None:
     with requests.Session() as session:
         session.trust_env = False
         try:
-            answer = session.get(url, timeout=timeout_s, allow_redirects=False)
+            with workers.idle():
+                answer = session.get(url, timeout=timeout_s, allow_redirects=False)
         except requests.RequestException as error:
             return f"no answer: {type(error).__name__}"
         return None if answer.status_code == expect else f"answers {answer.status_code}, expected {expect}"

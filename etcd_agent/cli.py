@@ -8,48 +8,52 @@ back. A user never sees a traceback: every AgentError is one line on standard er
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
 from etcd_agent import logs
-from etcd_agent.apply import Applier, exit_status, snapshot_with
-from etcd_agent.config import DEFAULT_PATH, load
+from etcd_agent.apply import Applier, exit_status
+from etcd_agent.cli_change import accept_cluster, apply, history, plan, put, rollback
+from etcd_agent.cli_support import CHANGES, LoadConfig, applier_of, in_order, read, selected, store_of
+from etcd_agent.config import DEFAULT_PATH, instance_path, load
 from etcd_agent.errors import AgentError, ConfigError, StoreError
-from etcd_agent.execute import Executor
 from etcd_agent.files import FileSystem
+from etcd_agent.fleet import fleet, rollout
 from etcd_agent.follow import Store
 from etcd_agent.locks import is_locked, state_lock
-from etcd_agent.plan import diff
 from etcd_agent.plugins import PluginSet
+from etcd_agent.rollout import open_gate
 from etcd_agent.runtime import Agent, builtin_plugins
 from etcd_agent.status import read_status, report
-from etcd_agent.values import AgentConfig, Entry, Outcome, Resource, Snapshot
+from etcd_agent.values import WAITING, AgentConfig, Entry, Outcome, Resource, Snapshot
 
-CHANGES = 2
+__all__ = ["CHANGES", "cli", "main"]
+_SLOT_WAIT_S = 1.0
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", "path", default=DEFAULT_PATH, show_default=True, help="agent.toml")
+@click.option("--config", "path", help=f"agent.toml  [default: {DEFAULT_PATH}]")
+@click.option(
+    "--instance", metavar="NAME", help="one of several agents of this host, with file and state of its own"
+)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="overrides log_level"
 )
 @click.version_option(package_name="etcd-py", prog_name="etcd-py-agent")
 @click.pass_context
-def cli(context: click.Context, path: str, log_level: str | None) -> None:
+def cli(context: click.Context, path: str | None, instance: str | None, log_level: str | None) -> None:
     """Turns keys of an etcd-compatible store into checked, running configuration.
 
     Without a command: run.
     """
 
     def load_config() -> AgentConfig:
-        config = load(path)
+        config = load(path or instance_path(instance), instance)
         return replace(config, log_level=log_level) if log_level else config
 
     context.obj = load_config
@@ -59,14 +63,18 @@ def cli(context: click.Context, path: str, log_level: str | None) -> None:
 
 @cli.command()
 @click.option("--noop", is_flag=True, help="log what would be done and do nothing")
+@click.option(
+    "--accept-cluster", "accepted", is_flag=True, help="another cluster may have taken the known one's place"
+)
 @click.pass_obj
-def run(load_config: Callable[[], AgentConfig], noop: bool = False) -> None:
+def run(load_config: LoadConfig, noop: bool = False, accepted: bool = False) -> None:
     """Follow the store and apply every change, until SIGTERM. SIGHUP loads the configuration again."""
 
     def load_again() -> AgentConfig:
         config = load_config()
         logs.set_up(config.log_level, config.log_format)
-        return replace(config, noop=config.noop or noop)
+        safety = replace(config.safety, accept_cluster=accepted)
+        return replace(config, noop=config.noop or noop, safety=safety)
 
     sys.exit(Agent(load_again(), load_config=load_again).run())
 
@@ -74,7 +82,7 @@ def run(load_config: Callable[[], AgentConfig], noop: bool = False) -> None:
 @cli.command()
 @click.argument("names", metavar="[RESOURCE]...", nargs=-1)
 @click.pass_obj
-def once(load_config: Callable[[], AgentConfig], names: Sequence[str]) -> None:
+def once(load_config: LoadConfig, names: Sequence[str]) -> None:
     """Apply every resource (or those named) once and end; no settling time.
 
     The exit status is that of the first resource that could not be applied.
@@ -82,86 +90,56 @@ def once(load_config: Callable[[], AgentConfig], names: Sequence[str]) -> None:
     config = load_config()
     logs.set_up(config.log_level, config.log_format)
     status = 0
-    with state_lock(config.state_dir):
-        applier = _applier(config)
-        store = Store(config)
+    with state_lock(config.state_dir), store_of(config) as store:
+        gate = open_gate(config, store.client, lambda name: None) if config.rollout.group else None
         try:
-            for resource in _selected(config, names):
-                try:
-                    status = status or exit_status(_once(applier, store, resource, config.noop))
-                except AgentError as error:
-                    click.echo(f"{resource.name}: {error}", err=True)
-                    status = status or error.exit_status
+            status = _each_once(config, applier_of(config, gate), store, selected(config, names))
         finally:
-            store.close()
+            if gate is not None:
+                gate.close()
     sys.exit(status)
 
 
-def _once(applier: Applier, store: Store, resource: Resource, noop: bool) -> Outcome:
-    try:
-        snapshot = store.read(resource.ranges)
-    except StoreError:
-        applier.run(resource, None, noop=noop)  # a reload that is owed needs no store
-        raise
-    return applier.run(resource, snapshot, noop=noop)
-
-
-@cli.command()
-@click.argument("names", metavar="[RESOURCE]...", nargs=-1)
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="as if this key had this value")
-@click.option("--delete", "deleted", multiple=True, metavar="KEY", help="as if this key did not exist")
-@click.option(
-    "--check/--no-check", default=True, help="run the checks of the changed resources too (default)"
-)
-@click.pass_obj
-def plan(
-    load_config: Callable[[], AgentConfig],
-    names: Sequence[str],
-    settings: Sequence[str],
-    deleted: Sequence[str],
-    check: bool,
-) -> None:
-    """Show as a unified diff what an apply would change on this host, and change nothing.
-
-    KEY is absolute, as in the store. Exit status 0: no change; 2: changes; 3: they would be refused.
-    """
-    config = load_config()
-    logs.set_up("warning", "text")
-    values = dict(_setting(text) for text in settings)
-    applier = _applier(config)
-    store = Store(config)
+def _each_once(config: AgentConfig, applier: Applier, store: Store, resources: Sequence[Resource]) -> int:
+    """All of them, what others require first. Returns the status of the first that was not applied."""
     status = 0
-    try:
-        for resource in _selected(config, names):
+    unapplied: set[str] = set()
+    for resource in in_order(resources):
+        reason, ended = "", 0
+        missing = unapplied.intersection(resource.requires)
+        if missing:
+            reason, ended = f"waits for {', '.join(sorted(missing))}", 1
+        else:
             try:
-                snapshot = snapshot_with(store.read(resource.ranges), values, deleted)
-                status = max(status, _show_plan(applier, resource, snapshot, check))
+                ended = exit_status(_once(config, applier, store, resource))
             except AgentError as error:
-                click.echo(f"{resource.name}: {error}", err=True)
-                status = max(status, error.exit_status)
-    finally:
-        store.close()
-    sys.exit(status)
+                reason, ended = str(error), error.exit_status
+        if reason:
+            click.echo(f"{resource.name}: {reason}", err=True)
+        if ended:
+            unapplied.add(resource.name)
+        status = status or ended
+    return status
 
 
-def _show_plan(applier: Applier, resource: Resource, snapshot: Snapshot, check: bool) -> int:
-    made = applier.plan(resource, snapshot)
-    click.echo(diff(made), nl=False)
-    if made.reload_pending:
-        click.echo(f"# {resource.name}: a reload is pending")
-    manifest = applier.manifest(resource)
-    if made.actions and manifest.bad is not None and manifest.refuses(made.target):
-        click.echo(f"# {resource.name}: held, because exactly this was rolled back: {manifest.bad.error}")
-    if check and made.actions:
-        with tempfile.TemporaryDirectory(prefix="etcd-py-agent-plan-") as directory:
-            applier.check(resource, made, snapshot, f"{directory}/stage")
-    return 0 if made.empty else CHANGES
+def _once(config: AgentConfig, applier: Applier, store: Store, resource: Resource) -> Outcome:
+    try:
+        snapshot = read(config, store, resource)
+    except StoreError:
+        applier.run(resource, None, noop=config.noop)  # a reload that is owed needs no store
+        raise
+    while True:
+        outcome = applier.run(resource, snapshot, noop=config.noop)
+        if outcome.kind != WAITING:
+            return outcome
+        time.sleep(_SLOT_WAIT_S)
+        snapshot = read(config, store, resource)
 
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 @click.pass_obj
-def status(load_config: Callable[[], AgentConfig], as_json: bool) -> None:
+def status(load_config: LoadConfig, as_json: bool) -> None:
     """Show what the agent of this configuration last said of itself. Exit status 1 if it does not run."""
     config = load_config()
     said = read_status(config.state_dir)
@@ -177,7 +155,7 @@ def status(load_config: Callable[[], AgentConfig], as_json: bool) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 @click.pass_obj
-def plugins(load_config: Callable[[], AgentConfig], as_json: bool) -> None:
+def plugins(load_config: LoadConfig, as_json: bool) -> None:
     """List plugins: loaded, blocked or broken, and why."""
     config = load_config()
     logs.set_up("error", "text")
@@ -195,11 +173,11 @@ def plugins(load_config: Callable[[], AgentConfig], as_json: bool) -> None:
 
 @cli.command("check-config")
 @click.pass_obj
-def check_config(load_config: Callable[[], AgentConfig]) -> None:
+def check_config(load_config: LoadConfig) -> None:
     """Check agent.toml, the resource files, their templates and the plugins' settings; asks no store."""
     config = load_config()
     logs.set_up("warning", "text")
-    applier = _applier(config)
+    applier = applier_of(config)
     wrong = 0
     for resource in config.resources:
         try:
@@ -220,23 +198,20 @@ def check_config(load_config: Callable[[], AgentConfig]) -> None:
     help="a JSON object of absolute keys and values, read instead of the store",
 )
 @click.pass_obj
-def render(load_config: Callable[[], AgentConfig], name: str, mock_data: str | None) -> None:
+def render(load_config: LoadConfig, name: str, mock_data: str | None) -> None:
     """Print what a resource renders to; nothing is checked or written."""
     config = load_config()
     logs.set_up("warning", "text")
-    applier = _applier(config)
-    (resource,) = _selected(config, [name])
-    for file in applier.render(resource, _mock(mock_data) if mock_data else _read(config, resource)):
+    applier = applier_of(config)
+    (resource,) = selected(config, [name])
+    if mock_data:
+        snapshot = _mock(mock_data)
+    else:
+        with store_of(config) as store:
+            snapshot = read(config, store, resource)
+    for file in applier.render(resource, snapshot):
         click.echo(f"# {file.dest}")
         click.echo(file.content, nl=False)
-
-
-def _read(config: AgentConfig, resource: Resource) -> Snapshot:
-    store = Store(config)
-    try:
-        return store.read(resource.ranges)
-    finally:
-        store.close()
 
 
 def _mock(path: str) -> Snapshot:
@@ -252,24 +227,8 @@ def _mock(path: str) -> Snapshot:
     return Snapshot(0, 1, {key: Entry(value.encode(), 1) for key, value in data.items()})
 
 
-def _applier(config: AgentConfig) -> Applier:
-    loaded = PluginSet(config.plugins, builtin_plugins())
-    return Applier(config, loaded, Executor(config.state_dir, loaded, safety=config.safety))
-
-
-def _selected(config: AgentConfig, names: Sequence[str]) -> list[Resource]:
-    known = {resource.name: resource for resource in config.resources}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"there is no resource {name!r}; known: {', '.join(known) or 'none'}")
-    return [known[name] for name in names] if names else list(config.resources)
-
-
-def _setting(text: str) -> tuple[str, bytes]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.startswith("/"):
-        raise ConfigError(f"--set: expected KEY=VALUE with an absolute key, not {text!r}")
-    return key, os.fsencode(value)
+for command in (plan, put, apply, rollback, history, accept_cluster, fleet, rollout):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from etcd_agent import workers
 from etcd_agent.values import Command
 
 _VARIABLE = re.compile(r"\{\{\s*\.?(src|dest)\s*\}\}")
@@ -95,8 +96,9 @@ def run(command: Command, *, timeout_s: float, env: Mapping[str, str] | None = N
             )
         except (OSError, ValueError) as error:
             return Result(127, f"cannot be started: {error}")
-        timed_out = not _ends_within(process, timeout_s)
-        status = _kill(process) if timed_out else process.wait()
+        with workers.idle():
+            timed_out = not _ends_within(process, timeout_s)
+            status = _kill(process) if timed_out else process.wait()
         size = os.fstat(output.fileno()).st_size
         output.seek(max(0, size - _KEPT_OUTPUT_BYTES))
         return Result(status, output.read().decode("utf-8", "replace"), timed_out)

@@ -9,20 +9,25 @@ keeps the old configuration.
 from __future__ import annotations
 
 import glob
+import ipaddress
 import os
 import re
 import socket
+from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 from urllib.parse import urlsplit
 
 from etcd_agent import tables
 from etcd_agent.errors import ConfigError
+from etcd_agent.registration import load_services
 from etcd_agent.tables import Table, read_toml
 from etcd_agent.values import (
     AgentConfig,
     Backend,
     Check,
     Command,
+    Credentials,
     Health,
     PluginsConfig,
     Reload,
@@ -38,18 +43,28 @@ from etcd_agent.values import (
 
 DEFAULT_PATH = "/etc/etcd-py-agent/agent.toml"
 DEFAULT_STATE_DIR = "/var/lib/etcd-py-agent"
+_CREDENTIALS = "${CREDENTIALS_DIRECTORY}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ACTION = re.compile(r"reload|restart|reload-or-restart|none|signal:[A-Z][A-Z0-9+]*")
 
 
-def load(path: str) -> AgentConfig:
-    """The whole configuration.
+def instance_path(instance: str | None) -> str:
+    """The file of one of several agents of this host, or of the only one. Raises ConfigError."""
+    if instance is None:
+        return DEFAULT_PATH
+    if not _NAME.fullmatch(instance):
+        raise ConfigError(f"--instance: expected letters, digits, '.', '_' and '-', not {instance!r}")
+    return f"{os.path.dirname(DEFAULT_PATH)}/{instance}.toml"
+
+
+def load(path: str, instance: str | None = None) -> AgentConfig:
+    """The whole configuration; ``instance`` names the state directory if the file does not.
 
     Raises ConfigError: one line, ``FILE:LINE:COLUMN: what, and what was expected``.
     """
     root = read_toml(path)
     root.take("config_version", _version, 1)
-    confdir = root.take("confdir", tables.absolute_path, os.path.dirname(os.path.abspath(path)))
+    confdir = root.take("confdir", tables.absolute_path, _confdir(path, instance))
     prefix = root.take("prefix", tables.key_path, "")
     wait = _wait(root.table("wait"), Wait())
     commands = root.table("commands")
@@ -71,7 +86,7 @@ def load(path: str) -> AgentConfig:
     config = AgentConfig(
         source=path,
         confdir=confdir,
-        state_dir=root.take("state_dir", tables.absolute_path, DEFAULT_STATE_DIR),
+        state_dir=root.take("state_dir", tables.absolute_path, _state_dir(instance)),
         nodes=root.take("nodes", _nodes, ("http://127.0.0.1:2379",)),
         prefix=prefix,
         watch=root.take("watch", tables.boolean, True),
@@ -89,13 +104,23 @@ def load(path: str) -> AgentConfig:
         resources=load_resources(confdir, defaults),
         rollout=rollout,
         report=_report(root.table("report")),
+        services=load_services(confdir, host_id),
+        credentials=_credentials(root),
+        listen=_listen(root.table("http")),
+        schema_prefix=_schema_prefix(root.table("schema")),
+        runtime_dir=root.take("runtime_dir", tables.absolute_path, _runtime_dir()),
     )
-    root.later("client_cert", "client_key", "client_cakeys", "username", "password_file")
-    if rollout.group or config.report.enabled:
-        raise ConfigError(f"{path}: rollout and report are not supported by this version yet")
-    root.later("http", "service", "schema")
     root.finish()
     return config
+
+
+def _confdir(path: str, instance: str | None) -> str:
+    folder = os.path.dirname(os.path.abspath(path))
+    return folder if instance is None else f"{folder}/{instance}"
+
+
+def _state_dir(instance: str | None) -> str:
+    return DEFAULT_STATE_DIR if instance is None else f"{DEFAULT_STATE_DIR}/{instance}"
 
 
 class _Defaults:
@@ -136,7 +161,28 @@ def load_resources(confdir: str, defaults: _Defaults) -> tuple[Resource, ...]:
                 raise ConfigError(f"{path}: {template.dest} is already written by {owners[template.dest]}")
             owners[template.dest] = path
         resources.append(resource)
+    _check_requirements(resources)
     return tuple(resources)
+
+
+def _check_requirements(resources: Sequence[Resource]) -> None:
+    """Raises ConfigError for a resource that requires an unknown one, or itself by way of others."""
+    known = {resource.name: resource for resource in resources}
+    for resource in resources:
+        for name in resource.requires:
+            if name not in known:
+                raise ConfigError(
+                    f"{resource.source}: resource.requires: there is no resource {name!r}; "
+                    f"known: {', '.join(known)}"
+                )
+    try:
+        order = TopologicalSorter({name: each.requires for name, each in known.items()})
+        order.prepare()
+    except CycleError as error:
+        circle = error.args[1]
+        raise ConfigError(
+            f"{known[circle[0]].source}: resource.requires: a circle: {' requires '.join(reversed(circle))}"
+        ) from error
 
 
 def load_resource(path: str, defaults: _Defaults | None = None) -> Resource:
@@ -153,7 +199,8 @@ def load_resource(path: str, defaults: _Defaults | None = None) -> Resource:
     name = head.take("name", _name, stem)
     resource_prefix = head.take("prefix", tables.key_path, "")
     keys = _keys(head)
-    head.later("requires", "drift")
+    requires: tuple[str, ...] = head.take("requires", tables.strings, ())
+    drift = head.take("drift", tables.choice("report", "repair", "ignore"), "repair")
     wait = _wait(head.table("wait"), defaults.wait)
     head.finish()
     templates = tuple(_template(table) for table in root.tables("template"))
@@ -166,6 +213,8 @@ def load_resource(path: str, defaults: _Defaults | None = None) -> Resource:
         keys=keys,
         templates=templates,
         wait=wait,
+        requires=requires,
+        drift=drift,
         check=_check(root.table("check"), defaults),
         reload=_reload(root.table("reload"), defaults),
         health=_health(root.table("health")),
@@ -225,6 +274,8 @@ def _template(table: Table) -> Template:
         for_each=table.take("for_each", _pattern, None),
         prune=table.take("prune", tables.boolean, False),
         sensitive=table.take("sensitive", tables.boolean, False),
+        in_place=table.take("in_place", tables.boolean, False),
+        action=table.take("action", _action, None),
     )
     if template.prune and template.for_each is None:
         raise table.error("prune removes the files of deleted keys and needs for_each", "prune")
@@ -236,7 +287,6 @@ def _template(table: Table) -> Template:
         )
     if "{{" in os.path.dirname(template.dest):
         raise table.error("dest may hold {{ item.name }} only in its last part, not in the directory", "dest")
-    table.later("drift", "action")
     table.finish()
     return template
 
@@ -386,11 +436,83 @@ def _safety(table: Table) -> Safety:
     safety = Safety(
         error_on_missing_key=table.take("error_on_missing_key", tables.boolean, True),
         refuse_empty=table.take("refuse_empty", tables.boolean, True),
+        max_removed_ratio=table.take("max_removed_ratio", _ratio, 0.5),
         backups=table.take("backups", tables.integer(1, 1000), 5),
+        sensitive_backups=table.take("sensitive_backups", tables.boolean, True),
     )
-    table.later("max_removed_ratio")
     table.finish()
     return safety
+
+
+def _credentials(root: Table) -> Credentials:
+    credentials = Credentials(
+        client_cert=root.take("client_cert", _optional_path, None),
+        client_key=root.take("client_key", _optional_path, None),
+        client_cakeys=root.take("client_cakeys", _optional_path, None),
+        username=root.take("username", _optional_string, None),
+        password_file=root.take("password_file", _optional_path, None),
+    )
+    if (credentials.client_cert is None) != (credentials.client_key is None):
+        raise root.error(
+            "client_cert and client_key belong together: expected both or neither", "client_cert"
+        )
+    if (credentials.username is None) != (credentials.password_file is None):
+        raise root.error("username and password_file belong together: expected both or neither", "username")
+    return credentials
+
+
+def _listen(table: Table) -> str:
+    listen: str = table.take("listen", _loopback, "")
+    table.finish()
+    return listen
+
+
+def _loopback(value: Any) -> str:
+    """``HOST:PORT`` of this host alone, or ``unix:PATH``: what the pages say is nobody else's business."""
+    text = tables.string(value)
+    if text.startswith("unix:/") and len(text) > len("unix:/"):
+        return text
+    parts = urlsplit(f"//{text}")
+    try:
+        address = ipaddress.ip_address(parts.hostname or "")
+        port = parts.port
+    except ValueError:
+        address, port = None, None
+    if address is None or not address.is_loopback or port is None:
+        raise ValueError(
+            f'expected a loopback address such as "127.0.0.1:9479", or "unix:/PATH", not {text!r}'
+        )
+    return text
+
+
+def _schema_prefix(table: Table) -> str:
+    prefix: str = table.take("prefix", tables.key_path, "")
+    table.finish()
+    return prefix
+
+
+def _runtime_dir() -> str:
+    """What systemd's RuntimeDirectory= would be, or a user's own."""
+    if os.geteuid() == 0 or "XDG_RUNTIME_DIR" not in os.environ:
+        return "/run/etcd-py-agent"
+    return f"{os.environ['XDG_RUNTIME_DIR']}/etcd-py-agent"
+
+
+def _ratio(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"expected a number from 0 to 1, not {tables.describe(value)}")
+    return float(value)
+
+
+def _optional_path(value: Any) -> str | None:
+    """An absolute path; ``${CREDENTIALS_DIRECTORY}`` is systemd's, for LoadCredential=."""
+    text = tables.string(value)
+    if text.startswith(_CREDENTIALS):
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not directory:
+            raise ValueError(f"expected CREDENTIALS_DIRECTORY in the environment for {text!r}")
+        text = directory + text[len(_CREDENTIALS) :]
+    return tables.absolute_path(text)
 
 
 def _plugins(table: Table, confdir: str) -> tuple[PluginsConfig, dict[str, dict[str, Any]]]:
@@ -444,8 +566,6 @@ def _nodes(value: Any) -> tuple[str, ...]:
         _url(node)
         if urlsplit(node).path not in ("", "/"):
             raise ValueError(f"expected a URL without a path, not {node!r}")
-        if node.startswith("https:"):
-            raise ValueError(f"TLS to the store ({node!r}) is not supported by this version yet")
     return nodes
 
 

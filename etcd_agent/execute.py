@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from etcd_agent import workers
 from etcd_agent.checks import Checker, stage_path
 from etcd_agent.errors import AgentError, BusyError, FilesError, HealthError, ReloadError
 from etcd_agent.files import FileSystem
@@ -72,7 +73,7 @@ class Executor:
         self._files = files or FileSystem()
         self._checker = Checker(self._files, plugins)
         self._clock = clock
-        self._sleep = sleep
+        self._sleep = _idly(sleep)
         self._gate = gate
         self._locks = locks
 
@@ -189,7 +190,8 @@ class Executor:
         """None if this host may change now, else the outcome of the pass."""
         if self._gate is None or not resource.rollout.group:
             return None
-        reason = self._gate.acquire(resource, revision)
+        with workers.idle():
+            reason = self._gate.acquire(resource, revision)
         return None if reason is None else Outcome(WAITING, revision, detail=reason)
 
     # Swap.
@@ -448,6 +450,14 @@ class Executor:
 
     def _path(self, resource: Resource, name: str) -> str:
         return f"{self._state_dir}/resources/{resource.name}/{name}".rstrip("/")
+
+
+def _idly(sleep: Callable[[float], None]) -> Callable[[float], None]:
+    def sleep_idly(seconds: float) -> None:
+        with workers.idle():
+            sleep(seconds)
+
+    return sleep_idly
 
 
 def _action(resource: Resource, manifest: Manifest) -> str | None:

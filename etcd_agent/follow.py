@@ -1,10 +1,9 @@
-"""Follows the store: lists of keys at one revision, and a thread for each watched subtree that keeps a
-mirror.
+"""Follows the store: lists of keys at one revision, and one watch for all subtrees below one key.
 
 List at revision R, watch from R + 1, list again after anything that the watch cannot bridge (compaction,
-another cluster, an ``interval`` gone by). The watch only moves the mirror; what is *acknowledged* is the
-manifest's affair, after a successful apply. While the store is away the last snapshot stays, and so do the
-files made from it.
+another cluster, an ``interval`` gone by). A follower only reports; the mirror and what is made of it belong
+to the main loop, and what is *acknowledged* is the manifest's affair, after a successful apply. While the
+store is away the last keys stay, and so do the files made from them.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from etcd_agent.errors import StoreError
-from etcd_agent.keyspace import Mirror, in_subtree, key_text
+from etcd_agent.errors import ConfigError, StoreError
+from etcd_agent.keyspace import in_subtree, key_text
 from etcd_agent.loop import backoff_s
 from etcd_agent.values import AgentConfig, Entry, Retry, Snapshot
 from etcd_client import Client, Compacted, EtcdError, EventKind, KeyValue, RangeResult, Watch, WatchBatch, ops
@@ -23,48 +23,86 @@ from etcd_client import Client, Compacted, EtcdError, EventKind, KeyValue, Range
 logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 1.0
+# etcd takes 128 operations in a transaction; more subtrees are read as what lies above them all.
+_MOST_RANGES = 100
+
+
+def connect(config: AgentConfig) -> Client:
+    """A client as agent.toml wants it. Raises ValueError for files that cannot be used."""
+    backend, credentials = config.backend, config.credentials
+    pair = (credentials.client_cert, credentials.client_key)
+    return Client(
+        config.nodes,
+        timeout_s=backend.request_timeout_s,
+        connect_timeout_s=backend.dial_timeout_s,
+        ca_file=credentials.client_cakeys,
+        cert=(pair[0], pair[1]) if pair[0] is not None and pair[1] is not None else None,
+        user=credentials.username,
+        password=partial(_password, credentials.password_file or ""),
+    )
+
+
+def _password(path: str) -> str:
+    """Read anew for each token, so that a changed password needs no restart. Raises ValueError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"password_file {path}: cannot be read: {error}") from error
 
 
 class Store:
     """The agent's two questions to an etcd-compatible store. Raises StoreError, one line."""
 
     def __init__(self, config: AgentConfig) -> None:
+        """Raises ConfigError: a certificate or a password file cannot be used."""
         backend = config.backend
         self.nodes = config.nodes
         self._serializable = backend.serializable
         self._idle_s = backend.watch_idle_s
-        self._client = Client(
-            config.nodes, timeout_s=backend.request_timeout_s, connect_timeout_s=backend.dial_timeout_s
-        )
+        try:
+            self.client = connect(config)
+        except ValueError as error:
+            raise ConfigError(f"{config.source}: {error}") from error
 
     def close(self) -> None:
         """End every watch and refuse further calls; from any thread."""
-        self._client.close()
+        self.client.close()
 
-    def read(self, tops: Sequence[str]) -> Snapshot:
-        """All keys of the subtrees ``tops``, at one revision: several are read in one transaction."""
+    def read(self, tops: Sequence[str], above: str | None = None) -> Snapshot:
+        """All keys of the subtrees ``tops``, at one revision: several are read in one transaction.
+
+        Too many for that are read as the one subtree ``above`` them all.
+        """
+        wanted = [above] if above is not None and len(tops) > _MOST_RANGES else list(tops)
         try:
-            if len(tops) == 1:
-                results = [self._client.get_prefix(tops[0], serializable=self._serializable)]
+            if len(wanted) == 1:
+                results = [self.client.get_prefix(_prefix(wanted[0], tops), serializable=self._serializable)]
             else:
-                reads = [ops.get_prefix(top, serializable=self._serializable) for top in tops]
-                txn = self._client.txn(success=reads)
+                reads = [ops.get_prefix(top, serializable=self._serializable) for top in wanted]
+                txn = self.client.txn(success=reads)
                 results = [result for result in txn.responses if isinstance(result, RangeResult)]
                 results[:] = [_at(result, txn.revision) for result in results]
-            cluster_id = results[0].cluster_id or self._client.get_prefix(tops[0], limit=1).cluster_id
-        except EtcdError as error:
+            cluster_id = results[0].cluster_id or self.client.get_prefix(tops[0], limit=1).cluster_id
+        except (EtcdError, ValueError) as error:  # ValueError: the password file, read for this call
             raise StoreError(f"store: {error}") from error
         entries = {
             key_text(kv.key): Entry(kv.value, kv.mod_revision)
-            for top, result in zip(tops, results, strict=True)
+            for top, result in zip(wanted, results, strict=True)
             for kv in result.kvs
             if in_subtree(key_text(kv.key), top)
         }
         return Snapshot(cluster_id, results[0].revision, entries)
 
-    def watch(self, top: str, start_revision: int) -> Watch:
-        """Changes of keys that begin with ``top``, from ``start_revision`` on; resumes by itself."""
-        return self._client.watch(prefix=top, start_revision=start_revision, idle_timeout_s=self._idle_s)
+    def watch(self, above: str, tops: Sequence[str], start_revision: int) -> Watch:
+        """Changes of keys below ``above`` from ``start_revision`` on; resumes by itself."""
+        prefix = _prefix(above, tops)
+        return self.client.watch(prefix=prefix, start_revision=start_revision, idle_timeout_s=self._idle_s)
+
+
+def _prefix(above: str, tops: Sequence[str]) -> str:
+    """What to ask for: with a slash at its end if the key itself is not wanted."""
+    return above if not above or above in tops else f"{above}/"
 
 
 def _at(result: RangeResult, revision: int) -> RangeResult:
@@ -81,24 +119,33 @@ def changes(batch: WatchBatch) -> Iterator[tuple[str, Entry | None]]:
 
 
 class Follower(threading.Thread):
-    """Keeps the snapshot of one subtree current and says so through ``on_change``.
+    """Follows the subtrees ``tops``, all of them below ``above``, and reports, from this thread.
 
-    ``snapshot`` is None until the first list. ``on_change()`` is called from this thread after the first
-    list, after every list or batch that changed a key, and when the store goes away; ``error`` is why the
-    store is away, None while it is not.
+    ``on_list(snapshot)`` after each list, ``on_batch(batch)`` for what follows it, ``on_trouble()`` when the
+    store goes away. In the order in which they come, they give the keys at each revision.
     """
 
     def __init__(
-        self, store: Store, top: str, *, watch: bool, retry: Retry, on_change: Callable[[], None]
+        self,
+        store: Store,
+        above: str,
+        tops: Sequence[str],
+        *,
+        watch: bool,
+        retry: Retry,
+        on_list: Callable[[Snapshot], None],
+        on_batch: Callable[[WatchBatch], None],
+        on_trouble: Callable[[], None],
     ) -> None:
-        super().__init__(name=f"follow {top or '/'}", daemon=True)
-        self.top = top
-        self.snapshot: Snapshot | None = None
+        super().__init__(name=f"follow {above or '/'}", daemon=True)
+        self.above = above
+        self.tops = tuple(tops)
         self._store = store
         self._watching = watch
         self._retry = retry
-        self._on_change = on_change
-        self._mirror = Mirror(top)
+        self._on_list = on_list
+        self._on_batch = on_batch
+        self._on_trouble = on_trouble
         self._lock = threading.Lock()
         self._watch: Watch | None = None
         self._stopping = threading.Event()
@@ -141,7 +188,7 @@ class Follower(threading.Thread):
             except StoreError as error:
                 trouble = error
             except Exception as error:  # a bug must not end the following for ever
-                logger.exception("watch of %s: unexpected", self.top or "/")
+                logger.exception("watch of %s: unexpected", self.above or "/")
                 trouble = StoreError(f"store: {type(error).__name__}: {error} (a bug; see the log)")
             if self._stopping.is_set():
                 return
@@ -150,15 +197,11 @@ class Follower(threading.Thread):
             self._wake.wait(backoff_s(self._retry, failures, random.random))
 
     def _list_and_follow(self) -> None:
-        snapshot = self._store.read([self.top])
+        snapshot = self._store.read(self.tops, self.above)
         if self._list_error is not None:
             logger.info("store: answers again at revision %d", snapshot.revision)
         self._list_error = None
-        first = self.snapshot is None
-        changed = self._mirror.replace(snapshot.cluster_id, snapshot.revision, snapshot.entries)
-        self.snapshot = self._mirror.snapshot()
-        if first or changed:
-            self._on_change()
+        self._on_list(snapshot)
         if self._watching:
             self._follow(snapshot.revision + 1)
         else:
@@ -169,15 +212,12 @@ class Follower(threading.Thread):
         with self._lock:
             if self._wake.is_set():
                 return
-            watch = self._watch = self._store.watch(self.top, start_revision)
+            watch = self._watch = self._store.watch(self.above, self.tops, start_revision)
         try:
             for batch in watch:
-                changed = self._mirror.apply(batch.revision, changes(batch))
-                self.snapshot = self._mirror.snapshot()
-                if changed:
-                    self._on_change()
+                self._on_batch(batch)
         except Compacted as error:
-            logger.info("watch of %s: %s; listing again", self.top or "/", error)
+            logger.info("watch of %s: %s; listing again", self.above or "/", error)
         except EtcdError as error:
             raise StoreError(f"store: {error}") from error
         finally:
@@ -191,4 +231,4 @@ class Follower(threading.Thread):
         log = logger.warning if first else logger.debug
         log("%s; the last files stay (attempt %d)", error, failures)
         if first:
-            self._on_change()
+            self._on_trouble()

@@ -1,7 +1,8 @@
-"""The keys of a resource: a mirror of one subtree at one revision, and the view of it that templates read.
+"""The keys of resources: a mirror of their subtrees at one revision, and the view of one that templates read.
 
 ``Mirror`` is pure: it is given lists and watch batches, and holds the keys as of one revision; it never
-mixes two. ``View`` answers confd's questions (get, gets, ls, lsdir) about a snapshot, with keys relative
+mixes two. It holds each subtree apart, so that a change costs no more with a thousand resources than with
+one. ``View`` answers confd's questions (get, gets, ls, lsdir) about a snapshot, with keys relative
 to the resource's prefix, and refuses every key outside the resource's ``keys``: such a key is not
 watched, so a file that used it would go stale without anybody noticing. Keys are text here; a key that is
 not UTF-8 keeps its bytes as surrogates.
@@ -11,12 +12,12 @@ from __future__ import annotations
 
 import fnmatch
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 from etcd_agent.errors import RenderError
-from etcd_agent.values import Entry, Resource, Snapshot
+from etcd_agent.values import Entry, Resource, Snapshot, minimal_ranges
 
 
 def key_text(key: bytes) -> str:
@@ -28,53 +29,84 @@ def in_subtree(key: str, top: str) -> bool:
     return key == top or key.startswith(top + "/") or not top
 
 
-class Mirror:
-    """The keys below ``top`` (absolute) as of ``revision``; empty, at revision 0, until ``replace``."""
+def watch_groups(tops: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Which subtrees one watch can follow: those below the same first part of their keys, by the nearest
+    key that is above (or is) all of them. ``/p/a, /p/b, /q`` -> ``/p: (/p/a, /p/b), /q: (/q,)``.
+    """
+    by_first: dict[str, list[str]] = {}
+    found = minimal_ranges(tops)
+    for top in found:
+        by_first.setdefault("/".join(top.split("/")[:2]), []).append(top)
+    return {_common(group): tuple(group) for group in by_first.values()}
 
-    def __init__(self, top: str) -> None:
-        self.top = top
+
+def _common(tops: Sequence[str]) -> str:
+    parts = [top.split("/") for top in tops]
+    shared = 0
+    while all(len(each) > shared and each[shared] == parts[0][shared] for each in parts):
+        shared += 1
+    return "/".join(parts[0][:shared])
+
+
+class Mirror:
+    """The keys of the subtrees ``tops`` (absolute) as of ``revision``; empty, at revision 0, until
+    ``replace``.
+    """
+
+    def __init__(self, tops: Iterable[str]) -> None:
         self.cluster_id = 0
         self.revision = 0
-        self._entries: dict[str, Entry] = {}
+        self._subtrees: dict[str, dict[str, Entry]] = {top: {} for top in tops}
 
-    def replace(self, cluster_id: int, revision: int, entries: Mapping[str, Entry]) -> bool:
-        """Start anew from a list. Returns whether any key differs from what was held."""
-        kept = {key: entry for key, entry in entries.items() if in_subtree(key, self.top)}
-        changed = kept != self._entries or cluster_id != self.cluster_id
-        self.cluster_id, self.revision, self._entries = cluster_id, revision, kept
+    def replace(self, cluster_id: int, revision: int, entries: Mapping[str, Entry]) -> set[str]:
+        """Start anew from a list. Returns the subtrees in which any key differs from what was held."""
+        held: dict[str, dict[str, Entry]] = {top: {} for top in self._subtrees}
+        for key, entry in entries.items():
+            for top in self._tops_of(key):
+                held[top][key] = entry
+        changed = {top for top in held if held[top] != self._subtrees[top]}
+        if cluster_id != self.cluster_id:
+            changed = set(held)
+        self.cluster_id, self.revision, self._subtrees = cluster_id, revision, held
         return changed
 
-    def apply(self, revision: int, changes: Iterable[tuple[str, Entry | None]]) -> bool:
+    def apply(self, revision: int, changes: Iterable[tuple[str, Entry | None]]) -> set[str]:
         """Apply a watch batch (None deletes) that brings the mirror to ``revision``.
 
-        Returns whether a key changed.
+        Returns the subtrees in which a key changed.
         """
-        entries = dict(self._entries)  # copy on write: snapshots handed out earlier stay as they were
-        changed = False
+        copied: set[str] = set()  # copy on write: snapshots handed out earlier stay as they were
         for key, entry in changes:
-            if not in_subtree(key, self.top):
-                continue
-            changed = True
-            if entry is None:
-                entries.pop(key, None)
-            else:
-                entries[key] = entry
-        if changed:
-            self._entries = entries
+            for top in self._tops_of(key):
+                if top not in copied:
+                    copied.add(top)
+                    self._subtrees[top] = dict(self._subtrees[top])
+                if entry is None:
+                    self._subtrees[top].pop(key, None)
+                else:
+                    self._subtrees[top][key] = entry
         self.revision = max(self.revision, revision)
-        return changed
+        return copied
 
-    def snapshot(self) -> Snapshot:
-        """All keys as they are now. Later changes of the mirror do not show in it."""
-        return Snapshot(self.cluster_id, self.revision, self._entries)
+    def snapshot(self, tops: Sequence[str] | None = None) -> Snapshot:
+        """The keys of ``tops`` (all if None) as they are now. Later changes do not show in it."""
+        wanted = self._subtrees if tops is None else tops
+        entries: Mapping[str, Entry]
+        if len(wanted) == 1:
+            (top,) = wanted
+            entries = self._subtrees[top]
+        else:
+            entries = {key: entry for top in wanted for key, entry in self._subtrees[top].items()}
+        return Snapshot(self.cluster_id, self.revision, entries)
 
-
-def restrict(snapshot: Snapshot, tops: Sequence[str]) -> Snapshot:
-    """The part of a snapshot that lies in the subtrees ``tops``."""
-    entries = {
-        key: entry for key, entry in snapshot.entries.items() if any(in_subtree(key, top) for top in tops)
-    }
-    return Snapshot(snapshot.cluster_id, snapshot.revision, entries)
+    def _tops_of(self, key: str) -> Iterator[str]:
+        """Those that the key lies in: the key itself, and all that is above it."""
+        while True:
+            if key in self._subtrees:
+                yield key
+            if not key:
+                return
+            key = key.rpartition("/")[0]
 
 
 class Pair(NamedTuple):

@@ -1,10 +1,10 @@
 """The shell of ``etcd-py-agent run``: threads, signals, systemd, the lock of the state directory.
 
-One main loop owns the scheduler and everything that is known; it never waits for the store or for a command.
-Followers (one thread for each watched subtree) and passes (one thread for each resource in work) report to
-its inbox. SIGTERM stops after the passes in work, at most ``STOP_LIMIT_S`` later: what is then unfinished is
-in its manifest and is resumed at the next start. SIGHUP loads the configuration again; a wrong one is refused
-and the old one stays.
+One main loop owns the scheduler, the mirrors of the store's keys and everything that is known; it never waits
+for the store or for a command. Followers (one thread and one watch for all subtrees below one key) and passes
+(threads of ``Workers``) report to its inbox. SIGTERM stops after the passes in work, at most ``STOP_LIMIT_S``
+later: what is then unfinished is in its manifest and is resumed at the next start. SIGHUP loads the
+configuration again; a wrong one is refused and the old one stays.
 """
 
 from __future__ import annotations
@@ -17,30 +17,35 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from etcd_agent.apply import Applier
+from etcd_agent.apply import Applier, exit_status
+from etcd_agent.audit import Audit
 from etcd_agent.builtin import BuiltinPlugin
 from etcd_agent.config import load
 from etcd_agent.errors import AgentError, ConfigError, GuardError
 from etcd_agent.execute import Executor
-from etcd_agent.follow import Follower, Store
-from etcd_agent.keyspace import in_subtree, restrict
-from etcd_agent.locks import state_lock
+from etcd_agent.fleet_services import Services
+from etcd_agent.follow import Store
+from etcd_agent.locks import DestinationLocks, state_lock
 from etcd_agent.loop import Scheduler
+from etcd_agent.metrics import Metrics
 from etcd_agent.notify import Notifier
+from etcd_agent.operation import Operation, Order
 from etcd_agent.plugins import PluginSet
-from etcd_agent.status import AgentStatus, summary, write_status
-from etcd_agent.values import AgentConfig, Outcome, Resource, Snapshot, minimal_ranges
+from etcd_agent.sources import Batch, Listed, Sources, Trouble
+from etcd_agent.status import AgentStatus, StatusFile, summary
+from etcd_agent.values import AgentConfig, Gate, Outcome, Resource, ResourceStatus, Snapshot
+from etcd_agent.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 STOP_LIMIT_S = 20.0
-MAX_PASSES_AT_ONCE = 8
 _LONGEST_WAIT_S = 1.0
+_STUCK_AFTER_S = 60.0
 
 
 class StoppedError(AgentError):
@@ -51,17 +56,44 @@ def builtin_plugins() -> list[tuple[str, Any]]:
     return [("builtin", BuiltinPlugin())]
 
 
+def make_applier(
+    config: AgentConfig,
+    plugins: PluginSet,
+    *,
+    gate: Gate | None = None,
+    locks: DestinationLocks | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Applier:
+    """What applies the resources of a configuration. Raises ConfigError: settings that a plugin refuses."""
+    executor = Executor(
+        config.state_dir,
+        plugins,
+        safety=config.safety,
+        sleep=sleep,
+        gate=gate,
+        locks=locks or DestinationLocks(f"{config.runtime_dir}/destinations.lock"),
+    )
+    audit = Audit(f"{config.state_dir}/audit.jsonl")
+    return Applier(config, plugins, executor, gate=gate, audit=audit)
+
+
 @dataclass(frozen=True, slots=True)
 class _Finished:
     resource: Resource
     result: Outcome | AgentError
     pending: bool
     complete: bool
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Changed:
-    top: str
+class _Wake:
+    """A slot is there for the resource."""
+
+    name: str
+
+
+Message = _Finished | _Wake | Order | Listed | Batch | Trouble | signal.Signals
 
 
 class Agent:
@@ -74,30 +106,39 @@ class Agent:
         load_config: Callable[[], AgentConfig] | None = None,
         notifier: Notifier | None = None,
     ) -> None:
-        """Raises ConfigError: a plugin or its settings are refused."""
+        """Raises ConfigError: a plugin or its settings are refused, a certificate cannot be read."""
         self._config = config
         self._load_config = load_config or (lambda: load(config.source))
         self._notifier = notifier or Notifier()
-        self._inbox: queue.SimpleQueue[_Finished | _Changed | signal.Signals] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._started = time.time()
         self._grace_ends_at = time.monotonic() + config.start_grace_s
         self._ready = False
-        self._written: AgentStatus | None = None
         self._exit_status = 0
-        self._relisted_at = time.monotonic()
-        self._applier = self._make_applier(config)
-        retry = config.backend.retry
-        self._scheduler = Scheduler(
-            retry, config.interval_s, config.on_error, random=random.random, clock=time.time
-        )
+        self._orders: dict[str, Order] = {}
+        self._metrics = Metrics()
+        self._workers = Workers()
+        self._locks = DestinationLocks(f"{config.runtime_dir}/destinations.lock")
         self._store = Store(config)
-        self._followers: dict[str, Follower] = {}
+        self._services = Services(config, self._store.client, self._wake)
+        self._applier = self._make_applier(config, self._services)
+        self._scheduler = Scheduler(
+            config.backend.retry,
+            config.interval_s,
+            config.on_error,
+            random=random.random,
+            clock=time.time,
+            on_status=self._on_status,
+        )
+        self._sources = Sources(self._inbox.put)
+        self._file = StatusFile(config.state_dir)
+        self._turned_at = time.monotonic()
+        self._operation = Operation(self)
 
-    def _make_applier(self, config: AgentConfig) -> Applier:
+    def _make_applier(self, config: AgentConfig, services: Services) -> Applier:
         plugins = PluginSet(config.plugins, builtin_plugins())
-        executor = Executor(config.state_dir, plugins, safety=config.safety, sleep=self._sleep)
-        return Applier(config, plugins, executor)
+        return make_applier(config, plugins, gate=services.gate, locks=self._locks, sleep=self._sleep)
 
     def _sleep(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
@@ -111,15 +152,19 @@ class Agent:
                 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
             }
             try:
+                self._operation.open(self._config)
                 logger.info("starting with %d resources", len(self._config.resources))
                 if not self._config.resources:
                     logger.warning("there is no resource file in %s/conf.d", self._config.confdir)
                 self._scheduler.set_resources(self._config.resources, time.monotonic())
-                self._set_followers()
+                self._sources.follow(self._config, self._store)
+                self._services.offer(self._config)
                 while not self._stopping.is_set():
                     self._turn()
                 return self._stop()
             finally:
+                self._operation.close()
+                self._locks.close()
                 for number, handler in previous.items():
                     signal.signal(number, handler)
 
@@ -127,67 +172,124 @@ class Agent:
         """As SIGTERM, from any thread."""
         self._inbox.put(signal.SIGTERM)
 
+    def give(self, order: Order) -> None:
+        """Give an order, from any thread. Its answer comes when it has been carried out."""
+        self._inbox.put(order)
+
+    def _wake(self, name: str) -> None:
+        self._inbox.put(_Wake(name))
+
     # One turn of the loop.
 
     def _turn(self) -> None:
+        now = time.monotonic()
         wait_s = min(self._notifier.watchdog_s or _LONGEST_WAIT_S, _LONGEST_WAIT_S)
-        if len(self._scheduler.running) < MAX_PASSES_AT_ONCE:
-            wait_s = min(wait_s, self._scheduler.next_at() - time.monotonic())
+        if len(self._scheduler.running) < self._workers.most:
+            wait_s = min(wait_s, self._scheduler.next_at() - now)
+        wait_s = min(wait_s, self._file.due_in_s(now))
         for message in self._messages(max(0.0, wait_s)):
             self._take(message)
-        self._relist_if_due()
+        self._turned_at = time.monotonic()
+        self._sources.relist_if_due(self._turned_at, self._config.interval_s)
         self._start_passes()
         self._publish()
 
-    def _messages(self, wait_s: float) -> Iterator[_Finished | _Changed | signal.Signals]:
+    def _messages(self, wait_s: float) -> Iterator[Message]:
         with contextlib.suppress(queue.Empty):
             yield self._inbox.get(timeout=wait_s) if wait_s > 0 else self._inbox.get_nowait()
             while True:
                 yield self._inbox.get_nowait()
 
-    def _take(self, message: _Finished | _Changed | signal.Signals) -> None:
+    def _take(self, message: Message) -> None:
         now = time.monotonic()
         match message:
-            case _Changed(top):
-                for resource in self._config.resources:
-                    if any(in_subtree(each, top) for each in resource.ranges):
-                        self._scheduler.changed(resource, now)
-            case _Finished(resource, result, pending, complete):
-                self._scheduler.finished(resource, result, now, pending=pending, complete=complete)
-                if isinstance(result, GuardError):
-                    for follower in self._followers_of(resource):
-                        follower.relist()
-                if isinstance(result, AgentError) and self._config.on_error == "exit":
-                    logger.error("stopping because of %s (on_error = exit)", resource.name)
-                    self._exit_status = result.exit_status
-                    self._stopping.set()
+            case Listed() | Batch() | Trouble():
+                self._file.touch()
+                for resource in self._sources.take(message):
+                    self._scheduler.changed(resource, now)
+            case _Finished():
+                self._finish(message, now)
+            case _Wake(name):
+                self._scheduler.wake(name)
+            case Order():
+                self._accept(message)
             case signal.SIGHUP:
                 self._reload_config()
             case _:
                 logger.info("stopping on %s", message.name)
                 self._stopping.set()
 
+    def _finish(self, message: _Finished, now: float) -> None:
+        resource, result = message.resource, message.result
+        self._scheduler.finished(resource, result, now, pending=message.pending, complete=message.complete)
+        self._metrics.passed(resource.name, result, message.duration_s)
+        if isinstance(result, GuardError):
+            self._sources.relist(resource)
+        if isinstance(result, AgentError) and self._config.on_error == "exit" and not self._stopping.is_set():
+            logger.error("stopping because of %s (on_error = exit)", resource.name)
+            self._exit_status = result.exit_status
+            self._stopping.set()
+
+    def _accept(self, order: Order) -> None:
+        """Begin to carry out an order."""
+        now = time.monotonic()
+        if order.kind == "accept-cluster":
+            self._applier.accepted_cluster_id = self._sources.cluster_id
+            for resource in self._config.resources:
+                self._scheduler.changed(resource, now)
+            message = f"cluster {self._sources.cluster_id:x} is accepted"
+            logger.warning("%s", message)
+            order.answer.put({"message": message, "exit_status": 0})
+            return
+        if all(resource.name != order.name for resource in self._config.resources):
+            known = ", ".join(resource.name for resource in self._config.resources) or "none"
+            order.answer.put(
+                {"error": f"there is no resource {order.name!r}; known: {known}", "exit_status": 1}
+            )
+            return
+        if order.name in self._orders:
+            order.refuse(f"{order.name}: another order is being carried out")
+            return
+        self._orders[order.name] = order
+        self._scheduler.wake(order.name)
+
     def _start_passes(self) -> None:
         now = time.monotonic()
+        if self._scheduler.next_at() > now:
+            return
         for resource in self._scheduler.due(now):
-            if len(self._scheduler.running) >= MAX_PASSES_AT_ONCE:
-                return
-            self._scheduler.started(resource, now)
-            arguments = (self._applier, resource, self._reader(resource), self._config.noop)
-            threading.Thread(
-                target=self._pass, args=arguments, name=f"apply {resource.name}", daemon=True
-            ).start()
+            if len(self._scheduler.running) >= self._workers.most or self._stopping.is_set():
+                self._scheduler.put_back(resource)
+                continue
+            defer = self._scheduler.started(resource, now)
+            read = self._sources.reader(resource, self._store)
+            order = self._orders.pop(resource.name, None)
+            job = partial(self._pass, self._applier, resource, read, defer, order)
+            self._workers.submit(job)
 
     def _pass(
-        self, applier: Applier, resource: Resource, read: Callable[[], Snapshot | None], noop: bool
+        self,
+        applier: Applier,
+        resource: Resource,
+        read: Callable[[], Snapshot | None],
+        defer: bool,
+        order: Order | None,
     ) -> None:
         """In a thread of its own: one pass, and its result to the inbox whatever happens."""
+        started_s = time.monotonic()
         snapshot: Snapshot | None = None
         pending = True
         result: Outcome | AgentError
         try:
-            snapshot = read()
-            result = applier.run(resource, snapshot, noop=noop)
+            if order is not None and order.kind == "rollback":
+                result = applier.roll_back(resource, order.number)
+            else:
+                snapshot = read()
+                force = order is not None and order.force
+                noop = self._config.noop
+                result = applier.run(
+                    resource, snapshot, noop=noop, defer=defer and order is None, force=force
+                )
             pending = applier.manifest(resource).reload_pending
         except AgentError as error:
             result = error
@@ -196,62 +298,10 @@ class Agent:
         except Exception as error:  # a bug must not end this resource's passes for ever
             logger.exception("%s: unexpected", resource.name)
             result = AgentError(f"{type(error).__name__}: {error} (a bug of the agent; see its log)")
-        self._inbox.put(_Finished(resource, result, pending, snapshot is not None))
-
-    def _reader(self, resource: Resource) -> Callable[[], Snapshot | None]:
-        """How a pass gets the resource's keys at one revision; None while they have never been listed.
-
-        They come from the mirror that covers them all; if it takes several, they are read together anew.
-        """
-        store, followers = self._store, self._followers_of(resource)
-
-        def read() -> Snapshot | None:
-            snapshots = [follower.snapshot for follower in followers]
-            if any(snapshot is None for snapshot in snapshots):
-                return None
-            if len(snapshots) == 1 and snapshots[0] is not None:
-                return restrict(snapshots[0], resource.ranges)
-            return store.read(resource.ranges)
-
-        return read
-
-    # Followers.
-
-    def _tops(self) -> tuple[str, ...]:
-        return minimal_ranges(top for resource in self._config.resources for top in resource.ranges)
-
-    def _followers_of(self, resource: Resource) -> list[Follower]:
-        """Those whose subtrees hold the resource's keys."""
-        return [
-            follower
-            for follower in self._followers.values()
-            if any(in_subtree(each, follower.top) for each in resource.ranges)
-        ]
-
-    def _set_followers(self) -> None:
-        tops = self._tops()
-        for top in set(self._followers) - set(tops):
-            self._followers.pop(top).stop()
-        for top in tops:
-            if top not in self._followers:
-                self._followers[top] = Follower(
-                    self._store,
-                    top,
-                    watch=self._config.watch,
-                    retry=replace(self._config.backend.retry, attempts=0),
-                    on_change=partial(self._inbox.put, _Changed(top)),
-                )
-        for follower in self._followers.values():
-            if not follower.is_alive():
-                follower.start()
-
-    def _relist_if_due(self) -> None:
-        """Every ``interval`` the whole is listed anew, watch or not: the guard against anything missed."""
-        now = time.monotonic()
-        if now - self._relisted_at >= self._config.interval_s:
-            self._relisted_at = now
-            for follower in self._followers.values():
-                follower.relist()
+        took_s = time.monotonic() - started_s
+        self._inbox.put(_Finished(resource, result, pending, snapshot is not None, took_s))
+        if order is not None:
+            order.answer.put(answer_of(result))
 
     # Configuration.
 
@@ -259,102 +309,142 @@ class Agent:
         self._notifier.reloading(time.monotonic())
         try:
             config = self._load_config()
-            if config.state_dir != self._config.state_dir:
-                raise ConfigError(
-                    f"{config.source}: state_dir cannot change while the agent runs; restart it"
-                )
-            applier = self._make_applier(config)
-            for resource in config.resources:
-                applier.check_templates(resource)
+            for name in ("state_dir", "runtime_dir"):
+                if getattr(config, name) != getattr(self._config, name):
+                    raise ConfigError(
+                        f"{config.source}: {name} cannot change while the agent runs; restart it"
+                    )
+            self._take_over(config)
         except AgentError as error:
             logger.error("reload refused, the old configuration stays: %s", error)
-            self._notifier.ready()
-            return
-        old, self._config, self._applier = self._config, config, applier
-        if (old.nodes, old.backend, old.watch) != (config.nodes, config.backend, config.watch):
-            self._store.close()
-            for follower in self._followers.values():
-                follower.stop()
-            self._store, self._followers = Store(config), {}
-        self._scheduler.set_pace(config.backend.retry, config.interval_s, config.on_error)
-        self._scheduler.set_resources(config.resources, time.monotonic())
-        for (
-            resource
-        ) in config.resources:  # templates may have changed, too; without changes a pass does nothing
-            self._scheduler.changed(resource, time.monotonic())
-        self._set_followers()
-        logger.info("configuration loaded again: %d resources", len(config.resources))
+        else:
+            logger.info("configuration loaded again: %d resources", len(config.resources))
         self._notifier.ready()
+
+    def _take_over(self, config: AgentConfig) -> None:
+        """All that may refuse the new configuration comes before anything of the old one ends."""
+        old = self._config
+        new_store = (old.nodes, old.backend, old.credentials) != (
+            config.nodes,
+            config.backend,
+            config.credentials,
+        )
+        store = Store(config) if new_store else self._store
+        services = self._services
+        if new_store or self._services.differ(config):
+            services = Services(config, store.client, self._wake)
+        try:
+            applier = self._make_applier(config, services)
+            for resource in config.resources:
+                applier.check_templates(resource)
+            self._operation.change(config)
+        except AgentError:
+            if services is not self._services:
+                services.close()
+            if new_store:
+                store.close()
+            raise
+        applier.accepted_cluster_id = self._applier.accepted_cluster_id
+        self._config, self._applier = config, applier
+        if services is not self._services:
+            self._services.close()
+            self._services = services
+            for status in self._scheduler.statuses.values():
+                services.changed(status)
+        services.offer(config)
+        for gone in {each.name for each in old.resources} - {each.name for each in config.resources}:
+            self._metrics.forget(gone)
+        now = time.monotonic()
+        self._scheduler.set_pace(config.backend.retry, config.interval_s, config.on_error)
+        self._scheduler.set_resources(config.resources, now)
+        for resource in config.resources:  # templates may have changed, too; else a pass does nothing
+            self._scheduler.changed(resource, now)
+        if new_store:
+            self._store.close()
+            self._store = store
+        self._sources.follow(config, store, anew=new_store or old.watch != config.watch)
 
     # Status, systemd, end.
 
+    def _on_status(self, status: ResourceStatus) -> None:
+        self._file.touch()
+        self._metrics.changed(status)
+        self._services.changed(status)
+
     def _publish(self) -> None:
-        status = self._status()
-        if self._news(status):
-            self._written = status
-            try:
-                write_status(self._config.state_dir, status)
-            except OSError as error:
-                logger.warning("status.json cannot be written: %s", error.strerror)
-        self._notifier.status(summary(status))
-        if not self._ready and self._may_be_ready(status):
+        now = time.monotonic()
+        if self._sources.check_troubles(now):
+            self._file.touch()
+        if self._file.due_in_s(now) <= 0:
+            status = self.status()
+            self._file.write(status, now)
+            self._notifier.status(summary(status))
+        if not self._ready and self._may_be_ready():
             self._ready = True
+            self._file.touch()
+            status = self.status()
+            self._notifier.status(summary(status))
             logger.info("ready: %s", summary(status))
             self._notifier.ready()
         if not self._ready and self._scheduler.running:
             self._notifier.extend_start(30.0)
-        if not self._stuck():
-            self._notifier.progress(time.monotonic())
+        if not self._stuck(now):
+            self._notifier.progress(now)
 
-    def _news(self, status: AgentStatus) -> bool:
-        """Whether the status file is worth writing: at once for a change, each second for a mere revision."""
-        last = self._written
-        if last is None or replace(status, written=last.written, revision=last.revision) != last:
-            return True
-        return status.revision != last.revision and status.written - last.written >= 1.0
-
-    def _may_be_ready(self, status: AgentStatus) -> bool:
+    def _may_be_ready(self) -> bool:
         """After the first complete pass of all; without the store if all files are as last applied."""
         if self._scheduler.passed():
             return True
         return (
             time.monotonic() >= self._grace_ends_at
-            and bool(status.store_error)
+            and bool(self._sources.trouble)
             and not self._scheduler.running
             and all(self._applier.intact(resource) for resource in self._config.resources)
         )
 
-    def _stuck(self) -> bool:
+    def _stuck(self, now: float) -> bool:
         """Whether a pass runs far longer than its own limits allow: then the watchdog is not fed."""
-        now = time.monotonic()
+        running = self._scheduler.running
+        if not running or now - min(running.values()) < _STUCK_AFTER_S:
+            return False
         limits = {each.name: pass_limit_s(each) for each in self._config.resources}
-        return any(
-            now - since > limits.get(name, 0.0) + 60 for name, since in self._scheduler.running.items()
-        )
+        return any(now - since > limits.get(name, 0.0) + _STUCK_AFTER_S for name, since in running.items())
 
-    def _status(self) -> AgentStatus:
+    @property
+    def healthy(self) -> bool:
+        """Whether the main loop still turns. From any thread."""
         now = time.monotonic()
-        troubles = [follower.trouble(now) for follower in self._followers.values()]
-        errors = [trouble for trouble in troubles if trouble]
-        snapshots = [follower.snapshot for follower in self._followers.values() if follower.snapshot]
+        return now - self._turned_at < _STUCK_AFTER_S / 2 and not self._stuck(now)
+
+    @property
+    def ready(self) -> bool:
+        return self._ready
+
+    @property
+    def metrics(self) -> Metrics:
+        return self._metrics
+
+    def status(self) -> AgentStatus:
+        """What is known now. From any thread."""
         return AgentStatus(
             pid=os.getpid(),
             config=self._config.source,
             started=self._started,
             written=time.time(),
             nodes=self._config.nodes,
-            revision=max((snapshot.revision for snapshot in snapshots), default=0),
-            store_error=errors[0] if errors else "",
+            revision=self._sources.revision,
+            store_error=self._sources.trouble,
             stopping=self._stopping.is_set(),
+            ready=self._ready,
+            cluster_id=self._sources.cluster_id,
+            services=self._services.offered,
             resources=tuple(self._scheduler.statuses.values()),
         )
 
     def _stop(self) -> int:
         self._notifier.stopping()
-        self._publish()
-        for follower in self._followers.values():
-            follower.stop()
-        self._store.close()
+        self._notifier.status(summary(self.status()))
+        self._sources.stop()
         deadline = time.monotonic() + STOP_LIMIT_S
         while self._scheduler.running and time.monotonic() < deadline:
             for message in self._messages(0.1):
@@ -362,9 +452,22 @@ class Agent:
                     self._take(message)
         for name in self._scheduler.running:
             logger.warning("%s: still in work; it is resumed at the next start", name)
-        self._publish()
+        for order in self._orders.values():
+            order.refuse("the agent stops")
+        self._services.close()
+        self._store.close()
+        self._file.write(self.status(), time.monotonic())
         logger.info("stopped")
         return self._exit_status
+
+
+def answer_of(result: Outcome | AgentError) -> Mapping[str, Any]:
+    """What a person is told of a pass that was ordered."""
+    if isinstance(result, AgentError):
+        return {"error": str(result), "exit_status": result.exit_status}
+    message = " ".join(filter(None, (result.kind.replace("_", " "), f"at revision {result.revision}")))
+    detail = result.error or result.detail
+    return {"message": f"{message}: {detail}" if detail else message, "exit_status": exit_status(result)}
 
 
 def pass_limit_s(resource: Resource) -> float:
@@ -372,4 +475,5 @@ def pass_limit_s(resource: Resource) -> float:
     health = resource.health
     check_s = resource.check.timeout_s * max(1, len(resource.templates))
     health_s = (1 + health.retries) * (2 * health.timeout_s + health.interval_s)
-    return 2 * (check_s + resource.reload.timeout_s + health_s)
+    bake_s = resource.rollout.bake_s + health_s if resource.rollout.group else 0.0
+    return 2 * (check_s + resource.reload.timeout_s + health_s) + bake_s

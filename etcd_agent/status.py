@@ -7,6 +7,7 @@ store.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,11 @@ from typing import Any
 
 from etcd_agent.errors import FilesError
 from etcd_agent.values import ResourceStatus, State
+
+logger = logging.getLogger(__name__)
+
+_LEAST_GAP_S = 0.05
+_SHARE = 50  # writing takes at most two hundredths of the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,9 @@ class AgentStatus:
     revision: int
     store_error: str
     stopping: bool
+    ready: bool
+    cluster_id: int
+    services: Mapping[str, str]
     resources: tuple[ResourceStatus, ...]
 
     @property
@@ -92,13 +101,50 @@ def report(status: AgentStatus, *, alive: bool, now: float) -> Iterable[str]:
     yield f"store      {', '.join(status.nodes)}: " + (
         f"AWAY: {status.store_error}" if status.store_error else f"revision {status.revision}"
     )
+    for name, state in status.services.items():
+        yield f"service    {name}: {state}"
     for each in status.resources:
         pending = ", reload pending" if each.reload_pending else ""
+        if each.waiting:
+            left = f", {max(0.0, each.due_at - now):.1f} s left" if each.due_at else ""
+            pending += f", {each.waiting}{left}"
         lasted = f"for {now - each.since:.0f} s"
         yield f"{each.name:10s} {each.state} at revision {each.revision}{pending}, {lasted}"
+        for dest in each.drift:
+            yield f"           changed by another hand: {dest}"
         if each.error:
             yield f"           {each.error}"
 
 
 def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+class StatusFile:
+    """Writes the status when there is news, and not more often than it is worth: a thousand resources make a
+    long file."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._state_dir = state_dir
+        self._news = True
+        self._written_at = float("-inf")
+        self._gap_s = 0.0
+
+    def touch(self) -> None:
+        """There is news."""
+        self._news = True
+
+    def due_in_s(self, now: float) -> float:
+        """Seconds until it is to be written; infinite without news. ``now`` is monotonic."""
+        return self._written_at + self._gap_s - now if self._news else float("inf")
+
+    def write(self, status: AgentStatus, now: float) -> None:
+        """A disk that refuses it costs the file and nothing else."""
+        self._news = False
+        started_s = time.monotonic()
+        try:
+            write_status(self._state_dir, status)
+        except OSError as error:
+            logger.warning("status.json cannot be written: %s", error.strerror)
+        self._written_at = now
+        self._gap_s = max(_LEAST_GAP_S, _SHARE * (time.monotonic() - started_s))

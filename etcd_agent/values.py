@@ -204,6 +204,19 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """Files (PEM) and the name with which the store is spoken to. The password is read from its file each
+    time.
+    """
+
+    client_cert: str | None = None
+    client_key: str | None = None
+    client_cakeys: str | None = None
+    username: str | None = None
+    password_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Safety:
     """Guards between a rendered file and the disk."""
 
@@ -234,8 +247,46 @@ class PluginsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceCheck:
+    """What shows that a service is well. Without any of the three it is, as long as the agent lives.
+
+    ``rise`` successes in a row put it into the store, ``fall`` failures take it away.
+    """
+
+    tcp: str | None = None
+    http: str | None = None
+    expect: int = 200
+    cmd: Command | None = None
+    interval_s: float = 5.0
+    timeout_s: float = 2.0
+    rise: int = 2
+    fall: int = 3
+
+    @property
+    def configured(self) -> bool:
+        return self.tcp is not None or self.http is not None or self.cmd is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """One ``[service]`` of this host: where it is (``address``), and under which key the store says so."""
+
+    name: str
+    source: str
+    address: str
+    key: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    ttl_s: int = 15
+    check: ServiceCheck = ServiceCheck()
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """agent.toml and all resource files, checked."""
+    """agent.toml and all resource files, checked.
+
+    ``listen`` is "" (no pages), HOST:PORT of a loopback address, or unix:PATH; ``schema_prefix`` "" means no
+    schemas; ``runtime_dir`` holds what the agents of one host share.
+    """
 
     source: str
     confdir: str
@@ -257,6 +308,11 @@ class AgentConfig:
     resources: tuple[Resource, ...]
     rollout: Rollout = Rollout()
     report: Report = Report()
+    services: tuple[ServiceConfig, ...] = ()
+    credentials: Credentials = Credentials()
+    listen: str = ""
+    schema_prefix: str = ""
+    runtime_dir: str = "/run/etcd-py-agent"
 
     @property
     def template_dir(self) -> str:

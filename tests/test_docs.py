@@ -240,7 +240,7 @@ def test_every_setting_of_a_confd_resource(tmp_path: Path, monkeypatch: pytest.M
     assert confd is not None
     documented = {f"template.{key}" for names in code(confd[1].replace("\n", " ")) for key in names.split()}
     minimal = '[template]\nsrc = "a.j2"\ndest = "/a"\nkeys = ["/a"]\n'
-    ours = {"template.for_each", "template.prune", "template.sensitive"}
+    ours = {f"template.{key}" for key in ("for_each", "prune", "sensitive", "in_place", "action")}
     assert settings_read(monkeypatch, tmp_path, minimal) - ours == documented
 
 

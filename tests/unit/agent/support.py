@@ -44,7 +44,7 @@ def load_config(
     """A configuration in ``folder``: conf.d files by name, templates by name, and lines for agent.toml."""
     write_tree(folder, {f"conf.d/{name}.toml": text for name, text in resources.items()})
     write_tree(folder, {f"templates/{name}": text for name, text in templates.items()})
-    write_tree(folder, {"agent.toml": f'state_dir = "{folder}/state"\n{head}'})
+    write_tree(folder, {"agent.toml": f'state_dir = "{folder}/state"\nruntime_dir = "{folder}/run"\n{head}'})
     return agent_config.load(str(folder / "agent.toml"))
 
 

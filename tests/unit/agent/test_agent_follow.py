@@ -10,7 +10,8 @@ from typing import cast
 import pytest
 
 from etcd_agent.errors import StoreError
-from etcd_agent.follow import Follower, Store
+from etcd_agent.follow import Follower, Store, changes
+from etcd_agent.keyspace import Mirror
 from etcd_agent.values import Retry, Snapshot
 from etcd_client import Compacted, Event, EventKind, KeyValue, PermissionDenied, WatchBatch
 from tests.unit.agent.support import snapshot
@@ -51,36 +52,54 @@ class ScriptedStore:
         self.starts: list[int] = []
         self.read_at_s: list[float] = []
 
-    def read(self, tops: Sequence[str]) -> Snapshot:
+    def read(self, tops: Sequence[str], above: str) -> Snapshot:
         self.read_at_s.append(time.monotonic())
         answer = self.reads.pop(0) if len(self.reads) > 1 else self.reads[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def watch(self, top: str, start_revision: int) -> ScriptedWatch:
+    def watch(self, above: str, tops: Sequence[str], start_revision: int) -> ScriptedWatch:
         self.starts.append(start_revision)
         return ScriptedWatch(self.watches.pop(0) if len(self.watches) > 1 else self.watches[0])
 
 
 class Followed:
-    """A follower of a script, and what it reported."""
+    """A follower of a script, the mirror that its reports make, and what the mirror says has changed."""
 
     def __init__(self, store: ScriptedStore, *, watch: bool = True) -> None:
         self.store = store
         self.changes = threading.Semaphore(0)
         retry = Retry(backoff_s=0.02, max_backoff_s=0.08, jitter=False)
+        self.mirror = Mirror(["/a"])
+        self.listed = False
         self.follower = Follower(
-            cast(Store, store), "/a", watch=watch, retry=retry, on_change=self.changes.release
+            cast(Store, store),
+            "/a",
+            ["/a"],
+            watch=watch,
+            retry=retry,
+            on_list=self.on_list,
+            on_batch=self.on_batch,
+            on_trouble=self.changes.release,
         )
         self.follower.start()
+
+    def on_list(self, listed: Snapshot) -> None:
+        changed = self.mirror.replace(listed.cluster_id, listed.revision, listed.entries)
+        if changed or not self.listed:
+            self.changes.release()
+        self.listed = True
+
+    def on_batch(self, batch: WatchBatch) -> None:
+        if self.mirror.apply(batch.revision, changes(batch)):
+            self.changes.release()
 
     def wait_change(self) -> None:
         assert self.changes.acquire(timeout=5)
 
     def values(self) -> dict[str, str]:
-        assert self.follower.snapshot is not None
-        return {key: entry.value.decode() for key, entry in self.follower.snapshot.entries.items()}
+        return {key: entry.value.decode() for key, entry in self.mirror.snapshot().entries.items()}
 
     def close(self) -> None:
         self.follower.stop()
@@ -113,7 +132,7 @@ def test_list_then_watch_from_the_next_revision(follow: Callable[..., Followed])
     followed = follow(store)
     followed.wait_change()
     followed.wait_change()
-    wait_for(lambda: followed.follower.snapshot is not None and followed.follower.snapshot.revision == 12)
+    wait_for(lambda: followed.mirror.revision == 12)
     assert followed.values() == {"/a/x": "2"}
     assert store.starts == [11]
     assert not followed.changes.acquire(blocking=False), "a change beside the subtree is none"

@@ -1,5 +1,5 @@
-"""Pacing with a clock made of numbers: settle, retry, interval, min_interval, splay; nothing is ever
-dropped."""
+"""Pacing with a clock made of numbers: settle, retry, interval, min_interval, splay, requires; nothing is
+ever dropped."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from etcd_agent.values import (
     HELD,
     ROLLED_BACK,
     UNCHANGED,
+    WAITING,
+    WRITTEN,
     Outcome,
     Reload,
     Resource,
@@ -30,9 +32,9 @@ def pacer(resource: Resource = RESOURCE, on_error: str = "retry", retry: Retry =
     return Pacer(resource, retry, 600.0, on_error, lambda: 0.5)
 
 
-def applied(each: Pacer, now: float, *, reloaded: bool = True) -> None:
-    each.started()
-    each.succeeded(now, reloaded=reloaded, complete=True)
+def applied(each: Pacer, now: float) -> None:
+    each.started(now)
+    each.succeeded(now, Outcome(APPLIED, 7, reloaded=True), complete=True)
 
 
 def test_the_first_apply_does_not_settle() -> None:
@@ -60,7 +62,7 @@ def test_backoff_doubles_to_its_limit_and_a_success_ends_it() -> None:
     waits = []
     now = 100.0
     for _ in range(6):
-        each.started()
+        each.started(now)
         each.failed(now)
         waits.append(each.due_at() - now)
         now = each.due_at()
@@ -82,32 +84,60 @@ def test_backoff_jitter_stays_in_the_upper_half() -> None:
 def test_held_until_a_change(on_error: str, retry: Retry) -> None:
     each = pacer(on_error=on_error, retry=retry)
     applied(each, 0.0)
-    each.started()
+    each.started(9.0)
     each.failed(10.0)
     assert each.due_at() == NEVER
     each.changed(20.0)
     assert each.due_at() == 22.0
 
 
-def test_min_interval_delays_and_coalesces_but_never_drops() -> None:
+def test_min_interval_delays_the_reload_alone_and_drops_none() -> None:
     each = pacer(replace(RESOURCE, reload=Reload(min_interval_s=30.0)))
     applied(each, 100.0)
-    for now in (105.0, 106.0, 120.0):
+    for now in (105.0, 111.0):
         each.changed(now)
-    assert each.due_at() == 130.0
-    each.started()
-    each.changed(130.5)  # while the apply is at work
-    each.succeeded(131.0, reloaded=True, complete=True)
-    assert each.due_at() == 161.0, "the change that came meanwhile is due as soon as it may"
+        assert each.due_at() == now + 2.0, "the files are written as soon as the change has settled"
+        assert each.started(now + 2.0), "but it is too early for a reload"
+        each.succeeded(now + 2.1, Outcome(WRITTEN, 8), complete=True)
+        assert each.due_at() == 130.0
+    assert not each.started(130.0)
+    each.changed(130.5)  # while the reload is at work
+    each.succeeded(131.0, Outcome(APPLIED, 8, reloaded=True), complete=True)
+    assert each.due_at() == 132.5
+    assert each.started(132.5)
+    each.succeeded(132.6, Outcome(WRITTEN, 9), complete=True)
+    assert each.due_at() == 161.0, "the change that came meanwhile is reloaded with as soon as it may"
 
 
-def test_splay_spreads_changes_but_not_the_first_apply() -> None:
+def test_splay_spreads_reloads_but_not_the_first_one() -> None:
     each = pacer(replace(RESOURCE, reload=Reload(splay_s=10.0)))
     each.changed(50.0)
-    assert each.due_at() == 50.0
-    applied(each, 51.0)
+    assert not each.started(50.0)
+    each.succeeded(51.0, Outcome(APPLIED, 7, reloaded=True), complete=True)
     each.changed(100.0)
-    assert each.due_at() == 100.0 + 2.0 + 5.0
+    assert each.due_at() == 102.0
+    assert each.started(102.0)
+    each.succeeded(102.1, Outcome(WRITTEN, 8), complete=True)
+    assert each.due_at() == 107.0
+    each.changed(103.0)
+    assert each.started(105.0), "another change does not push it away"
+    each.succeeded(105.1, Outcome(WRITTEN, 9), complete=True)
+    assert each.due_at() == 107.0 and not each.started(107.0)
+
+
+def test_a_reload_that_waits_is_due_although_newer_keys_fail() -> None:
+    each = pacer(replace(RESOURCE, reload=Reload(min_interval_s=30.0)), on_error="hold")
+    applied(each, 100.0)
+    each.changed(101.0)
+    each.started(103.0)
+    each.succeeded(103.0, Outcome(WRITTEN, 8), complete=True)
+    each.changed(104.0)
+    each.started(106.0)
+    each.failed(106.0, pending=True)
+    assert each.due_at() == 130.0
+    assert not each.started(130.0)
+    each.failed(130.0, pending=False)
+    assert each.due_at() == NEVER
 
 
 def test_reconciliation_every_interval() -> None:
@@ -179,6 +209,69 @@ def test_a_pending_reload_is_retried() -> None:
     assert made.due(2.0) == [RESOURCE]
 
 
+def test_what_is_waited_for_is_in_the_status() -> None:
+    """ "Settling, 3 s left": times of the status are on the wall clock, which stands at 5 here."""
+    seen: list[tuple[str, float]] = []
+    made = Scheduler(
+        RETRY,
+        600.0,
+        "retry",
+        random=lambda: 0.5,
+        clock=lambda: 5.0,
+        on_status=lambda status: seen.append((status.waiting, status.due_at)),
+    )
+    made.set_resources((RESOURCE,), 0.0)
+    made.due(0.0)
+    made.started(RESOURCE, 0.0)
+    made.finished(RESOURCE, Outcome(APPLIED, 7, reloaded=True), 1.0, pending=False)
+    made.changed(RESOURCE, 10.0)
+    assert seen[-1] == ("settling", 7.0)
+    assert made.due(12.0) == [RESOURCE]
+    made.started(RESOURCE, 12.0)
+    assert seen[-1] == ("", 0.0)
+    made.finished(RESOURCE, CheckError("no"), 13.0, pending=False)
+    assert seen[-1] == ("next attempt", 6.0)
+    made.started(RESOURCE, 14.0)
+    made.finished(RESOURCE, Outcome(WAITING, 8, detail="slot: 1 of 1 taken"), 15.0, pending=False)
+    assert seen[-1] == ("slot: 1 of 1 taken", 0.0)
+    assert made.statuses["web"].state is State.WAITING_SLOT
+    assert made.due(100.0) == [], "until the gate says so"
+    made.wake("web")
+    assert made.due(100.0) == [RESOURCE]
+
+
+def test_a_dependant_waits_until_what_it_requires_is_applied() -> None:
+    base = replace(RESOURCE, name="base", wait=Wait(1.0, 1.0))
+    top = replace(RESOURCE, name="top", requires=("base",), wait=Wait())
+    made = scheduler(top, base)
+
+    def run(resource: Resource, result: Outcome | CheckError, now: float) -> None:
+        made.started(resource, now)
+        made.finished(resource, result, now, pending=False)
+
+    assert made.due(0.0) == [base]
+    assert made.statuses["top"].waiting == "requires base"
+    run(base, CheckError("no"), 0.0)
+    assert made.due(0.5) == [], "not while it fails"
+    assert made.passed(), "and it is nothing to wait for at a start"
+    assert made.due(1.0) == [base]
+    run(base, Outcome(APPLIED, 7, reloaded=True), 1.0)
+    assert made.due(1.0) == [top]
+    run(top, Outcome(APPLIED, 7, reloaded=True), 1.0)
+    for each in (top, base):
+        made.changed(each, 10.0)
+    assert made.due(10.0) == [], "one change of both: the base settles first"
+    assert made.due(11.0) == [base]
+    made.started(base, 11.0)
+    assert made.due(11.5) == []
+    made.finished(base, Outcome(ROLLED_BACK, 8, error="why"), 12.0, pending=False)
+    assert made.due(12.0) == [], "and not with a base that is not what the keys say"
+    made.changed(base, 20.0)
+    made.due(21.0)
+    run(base, Outcome(APPLIED, 9, reloaded=True), 21.0)
+    assert made.due(21.0) == [top]
+
+
 def test_reload_of_the_configuration_touches_only_what_changed() -> None:
     other = replace(RESOURCE, name="other")
     made = scheduler(RESOURCE, other)
@@ -189,7 +282,7 @@ def test_reload_of_the_configuration_touches_only_what_changed() -> None:
     new = replace(RESOURCE, name="new")
     made.started(RESOURCE, 2.0)
     made.set_resources((RESOURCE, changed, new), 3.0)
-    assert made.due(3.0) == [changed, new]
+    assert sorted(each.name for each in made.due(3.0)) == ["new", "other"]
     assert list(made.statuses) == ["web", "other", "new"]
     made.finished(RESOURCE, Outcome(APPLIED, 8), 4.0, pending=False)
     made.set_resources((new,), 5.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from etcd_agent.errors import RenderError
-from etcd_agent.keyspace import Mirror, View, path_match, restrict
+from etcd_agent.keyspace import Mirror, View, path_match, watch_groups
 from etcd_agent.render import FUNCTIONS, Renderer
 from etcd_agent.values import Entry, Resource, Snapshot, Template
 from tests.unit.agent.support import snapshot
@@ -180,7 +180,7 @@ def test_unknown_owner(tmp_path: Path) -> None:
 
 
 def test_mirror_follows_and_old_snapshots_stay() -> None:
-    mirror = Mirror("/a")
+    mirror = Mirror(["/a"])
     assert mirror.replace(1, 5, {"/a/x": Entry(b"1", 5), "/ab": Entry(b"no", 4)})
     first = mirror.snapshot()
     assert mirror.apply(6, [("/a/x", None), ("/a/y", Entry(b"2", 6))])
@@ -191,9 +191,26 @@ def test_mirror_follows_and_old_snapshots_stay() -> None:
     assert mirror.replace(2, 3, {"/a/y": Entry(b"2", 6)}), "another cluster is a change"
 
 
-def test_restrict() -> None:
-    part = restrict(snapshot(KEYS), ["/prod/app/db", "/prod/app/json"])
-    assert set(part.entries) == {"/prod/app/db/host", "/prod/app/db/port", "/prod/app/json"}
+def test_a_mirror_holds_each_subtree_apart() -> None:
+    mirror = Mirror(["/prod/app/db", "/prod/app/db/host", "/prod/app/json"])
+    entries = snapshot(KEYS).entries
+    assert mirror.replace(1, 5, entries) == {"/prod/app/db", "/prod/app/db/host", "/prod/app/json"}
+    assert mirror.apply(6, [("/prod/app/db/port", Entry(b"1", 6))]) == {"/prod/app/db"}
+    assert mirror.apply(7, [("/prod/app/db/host", None)]) == {"/prod/app/db", "/prod/app/db/host"}
+    assert set(mirror.snapshot(["/prod/app/db", "/prod/app/json"]).entries) == {
+        "/prod/app/db/port",
+        "/prod/app/json",
+    }
+
+
+def test_one_watch_for_all_subtrees_below_one_key() -> None:
+    many = [f"/production/resource-{number}/x" for number in range(1000)]
+    assert watch_groups(many) == {"/production": tuple(sorted(many))}
+    assert watch_groups(["/p/a", "/p/a/b", "/q/x/1", "/q/x/2"]) == {
+        "/p/a": ("/p/a",),
+        "/q/x": ("/q/x/1", "/q/x/2"),
+    }
+    assert watch_groups(["", "/a"]) == {"": ("",)}
 
 
 def test_everything_under_an_empty_prefix() -> None:

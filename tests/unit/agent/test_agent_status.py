@@ -33,6 +33,9 @@ GOOD = AgentStatus(
     revision=4711,
     store_error="",
     stopping=False,
+    ready=True,
+    cluster_id=7,
+    services={},
     resources=(ResourceStatus("web", State.APPLIED, 4711), ResourceStatus("db", State.APPLIED, 4700)),
 )
 FAILED = replace(GOOD, resources=(*GOOD.resources, ResourceStatus("x", State.FAILED, 1, error="no such key")))
@@ -153,7 +156,8 @@ def test_help_lists_every_command() -> None:
     assert status == 0
     for command in ("run", "once", "plan", "status", "plugins", "check-config", "render"):
         assert f"  {command} " in output
-    guide = (Path(__file__).resolve().parents[3] / "docs/agent.md").read_text()
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    guide = "".join((docs / name).read_text() for name in ("agent.md", "fleet.md", "plugins.md"))
     for name, each in cli.cli.commands.items():
         assert f"`{name}" in guide, name
         for parameter in each.params:

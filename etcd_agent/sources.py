@@ -1,0 +1,220 @@
+"""What the main loop knows of the store: groups of subtrees, each with its follower and its mirror.
+
+Followers send what they see to the inbox; the main loop gives it back to ``take``, which moves the mirrors
+and names the resources that are concerned. So the keys that a pass is given, and what is known to have
+changed, are always of one moment. JSON Schemas are a group of their own; their revision may be another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from etcd_agent.follow import Follower, Store, changes
+from etcd_agent.keyspace import Mirror, in_subtree, watch_groups
+from etcd_agent.schema import schemas_of
+from etcd_agent.values import AgentConfig, Entry, Resource, Snapshot, minimal_ranges
+from etcd_client import WatchBatch
+
+
+@dataclass(eq=False, slots=True)
+class Group:
+    """The subtrees ``tops`` below ``above``: one watch, one mirror."""
+
+    above: str
+    tops: tuple[str, ...]
+    mirror: Mirror
+    schemas: bool = False
+    follower: Follower | None = None
+    listed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    group: Group
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    group: Group
+    batch: WatchBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """The store went away."""
+
+    group: Group
+
+
+Seen = Listed | Batch | Trouble
+
+
+@dataclass(slots=True)
+class Sources:
+    """All groups of a configuration. Used by the main loop alone; ``put`` is called by the followers."""
+
+    put: Callable[[Seen], None]
+    trouble: str = ""
+    _groups: list[Group] = field(default_factory=list)
+    _resources: tuple[Resource, ...] = ()
+    _by_top: dict[str, list[Resource]] = field(default_factory=dict)
+    _group_of: dict[str, Group] = field(default_factory=dict)
+    _schema_prefix: str = ""
+    _schemas: dict[str, Entry] = field(default_factory=dict)
+    _relisted_at: float | None = None
+
+    def follow(self, config: AgentConfig, store: Store, *, anew: bool = False) -> None:
+        """Follow what the configuration's resources need. Groups that stay as they are go on, unless
+        ``anew``.
+        """
+        tops = [top for resource in config.resources for top in resource.ranges]
+        wanted = {(above, group, False) for above, group in _groups_with_all(tops)}
+        if config.schema_prefix:
+            wanted.add((config.schema_prefix, (config.schema_prefix,), True))
+        kept = [] if anew else [group for group in self._groups if _name(group) in wanted]
+        for group in self._groups:
+            if group not in kept and group.follower is not None:
+                group.follower.stop()
+        names = {_name(group) for group in kept}
+        new = [Group(above, tops, Mirror(tops), schemas) for above, tops, schemas in sorted(wanted - names)]
+        self._groups = [*kept, *new]
+        self._resources = config.resources
+        self._schema_prefix = config.schema_prefix
+        self._schemas = {}
+        for group in self._groups:
+            if group.schemas:
+                self._schemas = schemas_of(config.schema_prefix, group.mirror.snapshot().entries)
+        self._group_of = {top: group for group in self._groups if not group.schemas for top in group.tops}
+        self._by_top = {}
+        for resource in config.resources:
+            for top in resource.ranges:
+                self._by_top.setdefault(top, []).append(resource)
+        for group in new:
+            self._start(group, config, store)
+
+    def _start(self, group: Group, config: AgentConfig, store: Store) -> None:
+        group.follower = Follower(
+            store,
+            group.above,
+            minimal_ranges(group.tops),
+            watch=config.watch,
+            retry=replace(config.backend.retry, attempts=0),
+            on_list=lambda snapshot: self.put(Listed(group, snapshot)),
+            on_batch=lambda batch: self.put(Batch(group, batch)),
+            on_trouble=lambda: self.put(Trouble(group)),
+        )
+        group.follower.start()
+
+    def take(self, seen: Seen) -> Iterable[Resource]:
+        """Move the mirrors. Returns the resources that have something to do because of it."""
+        group = seen.group
+        if group not in self._groups:
+            return ()  # the configuration has changed meanwhile
+        match seen:
+            case Listed(_, snapshot):
+                changed = group.mirror.replace(snapshot.cluster_id, snapshot.revision, snapshot.entries)
+                if not group.listed:
+                    group.listed = True
+                    changed = set(group.tops)
+            case Batch(_, batch):
+                changed = group.mirror.apply(batch.revision, changes(batch))
+            case _:
+                changed = set(group.tops)
+        if not changed:
+            return ()
+        if group.schemas:
+            return self._new_schemas(group)
+        found = {resource.name: resource for top in changed for resource in self._by_top.get(top, ())}
+        return found.values()
+
+    def _new_schemas(self, group: Group) -> Iterable[Resource]:
+        """The resources whose values another schema describes now (all, when they are listed first)."""
+        before, after = self._schemas, schemas_of(self._schema_prefix, group.mirror.snapshot().entries)
+        self._schemas = after
+        moved = [prefix for prefix in before.keys() | after.keys() if before.get(prefix) != after.get(prefix)]
+        return [
+            each
+            for each in self._resources
+            if not moved
+            or any(
+                in_subtree(top, prefix) or in_subtree(prefix, top) for top in each.ranges for prefix in moved
+            )
+        ]
+
+    def reader(self, resource: Resource, store: Store) -> Callable[[], Snapshot | None]:
+        """How a pass gets the resource's keys at one revision; None while they have never been listed.
+
+        They are those of the mirror that holds them all, as of now; if it takes several, they are read
+        together anew, by the pass.
+        """
+        groups = {id(group): group for group in map(self._group_of.__getitem__, resource.ranges)}
+        needed = [*groups.values(), *(group for group in self._groups if group.schemas)]
+        if not all(group.listed for group in needed):
+            return lambda: None
+        schemas = self._schemas
+        if len(groups) == 1:
+            (group,) = groups.values()
+            snapshot = replace(group.mirror.snapshot(resource.ranges), schemas=schemas)
+            return lambda: snapshot
+        return lambda: replace(store.read(resource.ranges), schemas=schemas)
+
+    def relist(self, resource: Resource) -> None:
+        """List again what the resource is made from."""
+        for group in {
+            id(group): group for group in map(self._group_of.get, resource.ranges) if group
+        }.values():
+            if group.follower is not None:
+                group.follower.relist()
+
+    def relist_if_due(self, now: float, interval_s: float) -> None:
+        """Every ``interval`` the whole is listed anew, watch or not: the guard against anything missed."""
+        if self._relisted_at is None:
+            self._relisted_at = now
+        if now - self._relisted_at >= interval_s:
+            self._relisted_at = now
+            for group in self._groups:
+                if group.follower is not None:
+                    group.follower.relist()
+
+    def check_troubles(self, now: float) -> bool:
+        """Ask the followers how they are. Returns whether ``trouble`` is another one."""
+        troubles = [group.follower.trouble(now) for group in self._groups if group.follower is not None]
+        trouble = next((each for each in troubles if each), "")
+        changed = trouble != self.trouble
+        self.trouble = trouble
+        return changed
+
+    @property
+    def revision(self) -> int:
+        return max((group.mirror.revision for group in self._groups), default=0)
+
+    @property
+    def cluster_id(self) -> int:
+        return next((group.mirror.cluster_id for group in self._groups if group.listed), 0)
+
+    def stop(self) -> None:
+        """End all followers; does not wait for them."""
+        for group in self._groups:
+            if group.follower is not None:
+                group.follower.stop()
+
+
+def _concerned(resource: Resource, prefixes: Iterable[str]) -> bool:
+    """Whether any key of the resource may lie below one of ``prefixes``."""
+    return any(
+        in_subtree(top, prefix) or in_subtree(prefix, top) for top in resource.ranges for prefix in prefixes
+    )
+
+
+def _name(group: Group) -> tuple[str, tuple[str, ...], bool]:
+    return group.above, group.tops, group.schemas
+
+
+def _groups_with_all(tops: Iterable[str]) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """The watch groups, each with every subtree in it, those inside another one included: a resource's keys
+    are found under its own."""
+    everything = sorted(set(tops))
+    for above in watch_groups(everything):
+        yield above, tuple(top for top in everything if in_subtree(top, above))
