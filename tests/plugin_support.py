@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from etcd_agent import View, cli
+from etcd_agent.cli_support import applier_of
 from etcd_agent.config import load
 from etcd_agent.errors import FilesError
 from etcd_agent.render import Renderer
@@ -145,7 +146,7 @@ class Readme:
         )
         config = load(str(folder / "agent.toml"))
         files: dict[str, str] = {}
-        applier = cli._applier(config)
+        applier = applier_of(config)
         for resource in config.resources:
             applier.check_templates(resource)
             for file in applier.render(resource, cli._mock(str(folder / "keys.json"))):

@@ -43,6 +43,7 @@ def event(request):
     return {}
 
 
-request = json.load(sys.stdin)
-answer = globals()[request["hook"]](request)
-json.dump({"version": 1, **answer}, sys.stdout)
+if __name__ == "__main__":
+    request = json.load(sys.stdin)
+    answer = globals()[request["hook"]](request)
+    json.dump({"version": 1, **answer}, sys.stdout)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from etcd_agent import cli
+from etcd_agent.cli_support import applier_of
 from etcd_agent.errors import AgentError, CheckError, ConfigError, HealthError, ReloadError, RenderError
 from etcd_agent.plugins import PluginSet
 from etcd_agent.values import Applied, Event, PluginsConfig, Resource, Snapshot, Staged, StagedFile
@@ -84,7 +84,7 @@ retries = 0
 command = ["{sys.executable}", "{tmp_path}/service.py"]
 hooks = {ALL}
 [plugins.exec.settings]
-run = "{tmp_path}/run"
+run = "{tmp_path}/daemon"
 """
         },
         {"app.j2": 'total {{ exec("total") }}\n{{ getv("/n/word", "") }}\n'},
@@ -92,8 +92,8 @@ run = "{tmp_path}/run"
     plugin = plugin_module("exec")
     (resource,) = config.resources
     assert plugin.agent_check_settings(resource) is None
-    applier = cli._applier(config)
-    run, dest = tmp_path / "run", tmp_path / "app.conf"
+    applier = applier_of(config)
+    run, dest = tmp_path / "daemon", tmp_path / "app.conf"
 
     def apply(revision: int, **values: str) -> str:
         snapshot = snapshot_of({f"/n/{name}": value for name, value in values.items()})
