@@ -22,12 +22,13 @@ from etcd_server.machine import compaction
 from etcd_server.machine.apply import Machine
 from etcd_server.machine.members import Members
 from etcd_server.machine.mvcc import Store
-from etcd_server.machine.watch_places import LAGGING, SYNCED, Places
+from etcd_server.machine.watch_places import HELD, LAGGING, SYNCED, Places
 from etcd_server.machine.watchers import NO_WATCH_ID, WatchHub
 from etcd_server.raft import election, replication, requests
 from etcd_server.raft.log import Log
 from etcd_server.raft.node import HANDLERS, Node
 from etcd_server.raft.state import Raft
+from etcd_server.services.cluster import Cluster
 from etcd_server.services.core import Core
 from etcd_server.services.engine import Engine
 from etcd_server.services.kv import KV
@@ -235,7 +236,8 @@ def last_event_is_sent_again() -> Iterator[None]:
         original(hub, stream_id)
         stream = hub._streams.get(stream_id)
         for watcher in stream.watchers.values() if stream is not None else ():
-            watcher.position = max(1, watcher.position - 1)
+            if watcher.place == HELD:
+                watcher.position = max(1, watcher.position - 1)
 
     with patch.object(WatchHub, "pause", pause):
         yield
@@ -368,13 +370,18 @@ def commit_without_an_entry() -> Iterator[None]:
 
 @contextmanager
 def changes_overlap() -> Iterator[None]:
-    original = requests._append
+    """Neither the service nor raft waits for the change before."""
+    original, original_propose = requests._append, Cluster.propose
+
+    def propose(cluster: Cluster) -> bool:
+        cluster._is_under_way = False
+        return original_propose(cluster)
 
     def append(raft: Raft, kind: Any, data: bytes) -> None:
         original(raft, kind, data)
         raft.pending_change_index = 0
 
-    with patch.object(requests, "_append", append):
+    with patch.object(requests, "_append", append), patch.object(Cluster, "propose", propose):
         yield
 
 

@@ -20,7 +20,7 @@ from tests.sim.tally import Report
 
 MOST_SEEDS = 200
 PAGE = "docs/reliability.md"
-MISFITS = ("AttributeError", "NameError", "TypeError")
+MISFITS = ("AttributeError", "KeyError", "NameError", "TypeError")
 HEADING = "Planted bugs"
 HEAD = ("| bug | what it is | seen by | seed |", "| --- | --- | --- | --- |")
 
