@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from etcd_agent import logs
+from etcd_agent import logs, skeleton
 from etcd_agent.apply import Applier, exit_status
 from etcd_agent.cli_change import accept_cluster, apply, history, plan, put, rollback
 from etcd_agent.cli_support import CHANGES, LoadConfig, applier_of, in_order, read, selected, store_of
@@ -225,6 +225,20 @@ def _mock(path: str) -> Snapshot:
     if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
         raise ConfigError(f"{path}: expected one JSON object whose values are strings")
     return Snapshot(0, 1, {key: Entry(value.encode(), 1) for key, value in data.items()})
+
+
+@cli.group()
+def plugin() -> None:
+    """Tools for authors of plugins."""
+
+
+@plugin.command("new")
+@click.argument("name", metavar="NAME")
+@click.option("--directory", metavar="DIR", help="where to write it  [default: NAME]")
+def plugin_new(name: str, directory: str | None) -> None:
+    """Write the skeleton of a plugin: a package with a manual, a template and a test that passes."""
+    for path in skeleton.new(name, directory or name):
+        click.echo(path)
 
 
 for command in (plan, put, apply, rollback, history, accept_cluster, fleet, rollout):

@@ -172,7 +172,8 @@ class PluginSet:
                 )
         refusals = self.veto("agent_check_settings", resource=resource)
         if refusals:
-            raise ConfigError(f"{resource.source}: {refusals[0]}")
+            text = str(refusals[0])  # one that was raised by a Table begins with the file already
+            raise ConfigError(text if text.startswith(resource.source) else f"{resource.source}: {text}")
 
     def _each(self, hook: str, arguments: dict[str, Any]) -> Iterator[tuple[PluginRecord, Any]]:
         """Every plugin that implements the hook, in calling order, with a call of it alone."""
