@@ -48,16 +48,13 @@ class Applier:
         gate: Gate | None = None,
         audit: Audit | None = None,
     ) -> None:
-        """Raises ConfigError for a resource whose plugin settings are refused.
-
-        ``accepted_cluster_id`` may be set later, to that of a cluster which may replace the known one.
-        """
+        """Raises ConfigError for a resource whose plugin settings are refused."""
         self._config = config
         self._plugins = plugins
         self._executor = executor
         self._gate = gate
         self._audit = audit
-        self.accepted_cluster_id = 0
+        self._accepted: dict[str, int] = {}
         self._lock = threading.Lock()
         self._said: dict[str, tuple[str, int]] = {}
         self._renderer = Renderer(
@@ -69,6 +66,10 @@ class Applier:
         )
         for resource in config.resources:
             plugins.check_settings(resource)
+
+    def accept(self, cluster_id: int) -> None:
+        """This cluster, at whatever revision, may once take the place of what each resource was made from."""
+        self._accepted = {resource.name: cluster_id for resource in self._config.resources}
 
     def check_templates(self, resource: Resource) -> None:
         """RenderError for a template that is missing or cannot be parsed."""
@@ -94,7 +95,7 @@ class Applier:
         manifest = self._executor.manifest(resource)
         disk = self._executor.disk({*manifest.owned, *(file.dest for file in files)})
         safety = self._config.safety
-        if snapshot.cluster_id == self.accepted_cluster_id:
+        if snapshot.cluster_id == self._accepted.get(resource.name):
             safety = replace(safety, accept_cluster=True)
         return make_plan(
             resource,
@@ -132,6 +133,8 @@ class Applier:
         result: Outcome | AgentError
         try:
             result = self._pass(resource, snapshot, noop=noop, defer=defer, force=force)
+            if snapshot is not None:
+                self._accepted.pop(resource.name, None)
         except AgentError as error:
             result = error
         if self._gate is not None and not (isinstance(result, Outcome) and result.kind == WAITING):

@@ -53,6 +53,15 @@ class FileSystem:
                 raise FilesError(f"{path}: not a regular file")
             return FileState(file.read(), stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
 
+    def names(self, path: str) -> list[str]:
+        """What is in a directory of the agent's own; nothing if it is not there."""
+        try:
+            return os.listdir(path)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FilesError(f"{path}: cannot be read: {error.strerror}") from error
+
     def attributes(self, path: str) -> dict[str, bytes]:
         """The extended attributes that the next file at ``path`` shall have, too; none without a file."""
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,8 +38,7 @@ class Generations:
         self._directory = directory
 
     def numbers(self) -> list[int]:
-        names = os.listdir(self._directory) if os.path.isdir(self._directory) else []
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in self._files.names(self._directory) if name.isdigit())
 
     def save(self, generation: Generation) -> None:
         """Write it durably. Raises FilesError; then there is none of it."""
@@ -82,8 +80,8 @@ class Generations:
 
     def keep(self, count: int) -> None:
         """Remove all but the newest ``count``, and what a kill has left half made."""
-        names = os.listdir(self._directory) if os.path.isdir(self._directory) else []
-        numbers = self.numbers()
+        names = self._files.names(self._directory)
+        numbers = sorted(int(name) for name in names if name.isdigit())
         newest = {str(number) for number in numbers[len(numbers) - count :]} if count else set()
         for name in names:
             if name not in newest:

@@ -66,8 +66,9 @@ def make_plan(
     GuardError when a guard holds the change back; ``force`` passes those about content. ``default_owner`` is
     the uid and gid of new files whose template names none.
     """
-    guard_cluster(snapshot, manifest, accepted=safety.accept_cluster)
-    guard_revision(snapshot, manifest)
+    if not safety.accept_cluster:
+        guard_cluster(snapshot, manifest)
+        guard_revision(snapshot, manifest)
     if not force:
         guard_removed(snapshot, manifest, safety.max_removed_ratio)
     standing = (manifest.target or manifest.current).files
@@ -157,10 +158,10 @@ def guard_revision(snapshot: Snapshot, manifest: Manifest) -> None:
         )
 
 
-def guard_cluster(snapshot: Snapshot, manifest: Manifest, *, accepted: bool) -> None:
+def guard_cluster(snapshot: Snapshot, manifest: Manifest) -> None:
     """Another cluster under the same address is somebody's decision to accept, not the agent's."""
     known = manifest.current.cluster_id
-    if known and snapshot.cluster_id != known and not accepted:
+    if known and snapshot.cluster_id != known:
         raise GuardError(
             f"another cluster answers: {snapshot.cluster_id:x}; the files here come from cluster {known:x}. "
             "If that is meant: etcd-py-agent accept-cluster"

@@ -157,6 +157,7 @@ class Agent:
                 if not self._config.resources:
                     logger.warning("there is no resource file in %s/conf.d", self._config.confdir)
                 self._scheduler.set_resources(self._config.resources, time.monotonic())
+                self._expect_applied()
                 self._sources.follow(self._config, self._store)
                 self._services.offer(self._config)
                 while not self._stopping.is_set():
@@ -167,6 +168,14 @@ class Agent:
                 self._locks.close()
                 for number, handler in previous.items():
                     signal.signal(number, handler)
+
+    def _expect_applied(self) -> None:
+        """Nothing older than what is applied here is taken from the store."""
+        if self._config.safety.accept_cluster:
+            return
+        for resource in self._config.resources:
+            current = self._applier.manifest(resource).current
+            self._sources.expect({current.cluster_id: current.revision})
 
     def stop(self) -> None:
         """As SIGTERM, from any thread."""
@@ -234,10 +243,11 @@ class Agent:
         """Begin to carry out an order."""
         now = time.monotonic()
         if order.kind == "accept-cluster":
-            self._applier.accepted_cluster_id = self._sources.cluster_id
+            cluster_id = self._sources.accept()
+            self._applier.accept(cluster_id)
             for resource in self._config.resources:
                 self._scheduler.changed(resource, now)
-            message = f"cluster {self._sources.cluster_id:x} is accepted"
+            message = f"cluster {cluster_id:x} is accepted"
             logger.warning("%s", message)
             order.answer.put({"message": message, "exit_status": 0})
             return
@@ -344,7 +354,6 @@ class Agent:
             if new_store:
                 store.close()
             raise
-        applier.accepted_cluster_id = self._applier.accepted_cluster_id
         self._config, self._applier = config, applier
         if services is not self._services:
             self._services.close()

@@ -7,7 +7,7 @@ changed, are always of one moment. JSON Schemas are a group of their own; their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from etcd_agent.follow import Follower, Store, changes
@@ -19,7 +19,9 @@ from etcd_client import WatchBatch
 
 @dataclass(eq=False, slots=True)
 class Group:
-    """The subtrees ``tops`` below ``above``: one watch, one mirror."""
+    """The subtrees ``tops`` below ``above``: one watch, one mirror. ``refused`` is why its last list was not
+    taken; what follows that list is not taken either.
+    """
 
     above: str
     tops: tuple[str, ...]
@@ -27,6 +29,7 @@ class Group:
     schemas: bool = False
     follower: Follower | None = None
     listed: bool = False
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class Trouble:
     group: Group
 
 
+_REFUSED_S = 2.0
+
 Seen = Listed | Batch | Trouble
 
 
@@ -64,6 +69,21 @@ class Sources:
     _schema_prefix: str = ""
     _schemas: dict[str, Entry] = field(default_factory=dict)
     _relisted_at: float | None = None
+    _refused_at: float = float("-inf")
+    _floors: dict[int, int] = field(default_factory=dict)
+
+    def expect(self, floors: Mapping[int, int]) -> None:
+        """Lists of these clusters below these revisions are old: of what was applied, or of what was seen."""
+        for cluster_id, revision in floors.items():
+            self._floors[cluster_id] = max(revision, self._floors.get(cluster_id, 0))
+
+    def accept(self) -> int:
+        """Take the store as it is, whatever was known of it. Returns the id of its cluster."""
+        self._floors.clear()
+        for group in self._groups:
+            if group.refused and group.follower is not None:
+                group.follower.relist()
+        return self.cluster_id
 
     def follow(self, config: AgentConfig, store: Store, *, anew: bool = False) -> None:
         """Follow what the configuration's resources need. Groups that stay as they are go on, unless
@@ -114,20 +134,38 @@ class Sources:
             return ()  # the configuration has changed meanwhile
         match seen:
             case Listed(_, snapshot):
+                group.refused = self._refusal(snapshot)
+                if group.refused:
+                    return ()
                 changed = group.mirror.replace(snapshot.cluster_id, snapshot.revision, snapshot.entries)
                 if not group.listed:
                     group.listed = True
                     changed = set(group.tops)
             case Batch(_, batch):
+                if group.refused:
+                    return ()
                 changed = group.mirror.apply(batch.revision, changes(batch))
             case _:
                 changed = set(group.tops)
+        if group.listed:
+            self.expect({group.mirror.cluster_id: group.mirror.revision})
         if not changed:
             return ()
         if group.schemas:
             return self._new_schemas(group)
         found = {resource.name: resource for top in changed for resource in self._by_top.get(top, ())}
         return found.values()
+
+    def _refusal(self, snapshot: Snapshot) -> str:
+        """Why a list is not taken: a store that has lost writes must not undo files, and an old copy must
+        not be mixed with what a better one says later."""
+        floor = self._floors.get(snapshot.cluster_id, 0)
+        if snapshot.revision >= floor:
+            return ""
+        return (
+            f"store: it answers at revision {snapshot.revision}, but revision {floor} of the same cluster "
+            f"({snapshot.cluster_id:x}) is known: it has lost writes or is an old copy"
+        )
 
     def _new_schemas(self, group: Group) -> Iterable[Resource]:
         """The resources whose values another schema describes now (all, when they are listed first)."""
@@ -169,18 +207,28 @@ class Sources:
                 group.follower.relist()
 
     def relist_if_due(self, now: float, interval_s: float) -> None:
-        """Every ``interval`` the whole is listed anew, watch or not: the guard against anything missed."""
+        """Every ``interval`` the whole is listed anew, watch or not: the guard against anything missed. What
+        was refused is asked for sooner.
+        """
         if self._relisted_at is None:
             self._relisted_at = now
-        if now - self._relisted_at >= interval_s:
+        everything = now - self._relisted_at >= interval_s
+        again = now - self._refused_at >= _REFUSED_S
+        if everything:
             self._relisted_at = now
-            for group in self._groups:
-                if group.follower is not None:
-                    group.follower.relist()
+        if again:
+            self._refused_at = now
+        for group in self._groups if everything or again else ():
+            if group.follower is not None and (everything or group.refused):
+                group.follower.relist()
 
     def check_troubles(self, now: float) -> bool:
         """Ask the followers how they are. Returns whether ``trouble`` is another one."""
-        troubles = [group.follower.trouble(now) for group in self._groups if group.follower is not None]
+        troubles = [
+            group.refused or group.follower.trouble(now)
+            for group in self._groups
+            if group.follower is not None
+        ]
         trouble = next((each for each in troubles if each), "")
         changed = trouble != self.trouble
         self.trouble = trouble
