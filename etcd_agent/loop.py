@@ -297,6 +297,8 @@ class Scheduler:
             return replace(status, state=state, waiting=outcome.detail, due_at=0.0)
         if outcome.kind == WRITTEN:
             return replace(status, state=State.PENDING, error="", changes=changes)
+        if not outcome.revision:  # a pass without keys, on a host that has never applied any
+            return replace(status, state=State.PENDING, error="")
         return replace(
             status,
             state=State.DRIFTED if outcome.kind == DRIFTED else State.APPLIED,

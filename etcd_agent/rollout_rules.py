@@ -178,7 +178,7 @@ def applied_revision(document: Mapping[str, Any]) -> int | None:
     """The revision that a host's report says is in force there; None if it says anything else."""
     if document.get("state") != State.APPLIED or document.get("reload_pending"):
         return None
-    return _number(document.get("revision"))
+    return _number(document.get("revision")) or None
 
 
 def halts(failures: Iterable[Failure], change: str, max_failures: int) -> bool:

@@ -84,7 +84,8 @@ def test_only_applied_counts() -> None:
     for state in ("PENDING", "APPLYING", "ROLLED_BACK", "FAILED", "DRIFTED", None):
         assert applied_revision({"state": state, "revision": 9}) is None
     assert applied_revision({}) is None
-    assert applied_revision({"state": "APPLIED", "revision": "x"}) == 0
+    assert applied_revision({"state": "APPLIED", "revision": "x"}) is None
+    assert applied_revision({"state": "APPLIED", "revision": 0}) is None, "nothing was ever applied"
 
 
 def test_a_group_halts_after_more_rollbacks_of_the_same_change() -> None:
