@@ -308,7 +308,7 @@ class Watcher(Client):
         request = rpc_pb2.WatchCreateRequest()
         request.CopyFrom(self.request)
         request.start_revision = self.next_revision
-        session = WatchSession(request, (self.host.number, self.host.lives))
+        session = WatchSession(request, (self.host.number, self.host.lives), begun_s=self.world.now)
         self.sessions.append(session)
         stream_id = self.stream_id = self.clients.number()
         self.process = process

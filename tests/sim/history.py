@@ -71,6 +71,7 @@ class WatchSession:
     """The store was compacted in this run, so a value from before that may be gone."""
     is_current: bool = False
     """It is still open at the end of a run in which everything has come to rest."""
+    begun_s: float = 0.0
 
 
 @dataclass(slots=True)

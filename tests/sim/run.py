@@ -100,9 +100,10 @@ class Simulation:
         self._wait("leader", 10 * 2 * plan.election_timeout_s + 5, lambda: self._have_leader())
         self.clients.is_asking = False
         self._wait("quiet", LIVENESS_S, lambda: self._is_quiet())
-        world.run_until(world.now + 0.1)  # what has been sent arrives
+        quiet_s = world.now
+        world.run_until(quiet_s + 0.1)  # what has been sent arrives
         for watcher in self.clients.watchers:
-            if watcher.sessions and watcher.stream_id and watcher.host in self.hosts:
+            if watcher.stream_id and watcher.host in self.hosts and watcher.sessions[-1].begun_s <= quiet_s:
                 watcher.sessions[-1].is_current = True
         for host in self.hosts:
             if host.process is None:
