@@ -315,7 +315,7 @@ def _forget(client: Client, prefix: str, host: str) -> None:
     deleted = client.delete_prefix(f"{key}/").deleted
     if not deleted:
         raise ConfigError(f"{host} has not reported under {prefix}")
-    click.echo(f"{host} is forgotten, with {deleted} reports")
+    click.echo(f"{host} is forgotten, with {deleted} report{'' if deleted == 1 else 's'}")
 
 
 @click.group()
