@@ -217,8 +217,10 @@ class Watcher(threading.Thread):
             )
             self._registration.start()
         elif not well and self._registration is not None:
-            why = "stopping" if self._stopping.is_set() else self.reason
-            logger.warning("service %s: %s; taking %s away", service.name, why, service.key)
+            if self._stopping.is_set():
+                logger.info("service %s: no longer offered; taking %s away", service.name, service.key)
+            else:
+                logger.warning("service %s: %s; taking %s away", service.name, self.reason, service.key)
             registration, self._registration = self._registration, None
             registration.stop()
 

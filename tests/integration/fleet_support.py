@@ -75,7 +75,8 @@ retries = 0
 class AgentFleet:
     """Hosts "h00", "h01", ...; the first is the canary. A context manager that ends all it has started."""
 
-    def __init__(self, folder: Path, size: int, nodes: list[str]) -> None:
+    def __init__(self, folder: Path, size: int, nodes: list[str], head: str = "") -> None:
+        """`head`: further lines for each agent.toml."""
         self.folder = folder
         self.names = [f"h{number:02}" for number in range(size)]
         self.canary = self.names[0]
@@ -91,7 +92,7 @@ class AgentFleet:
         for number, name in enumerate(self.names):
             # Each begins with another member, so that they share the work.
             turned = [nodes[(number + step) % len(nodes)] for step in range(len(nodes))]
-            self._write(name, turned, reload)
+            self._write(name, turned, reload, head)
         self._starter = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.fleet_support"],
             cwd=ROOT,
@@ -100,7 +101,7 @@ class AgentFleet:
             text=True,
         )
 
-    def _write(self, name: str, nodes: list[str], reload: Path) -> None:
+    def _write(self, name: str, nodes: list[str], reload: Path, head: str) -> None:
         host = self.folder / name
         for part in ("conf.d", "templates", "run"):
             (host / part).mkdir(parents=True)
@@ -111,7 +112,7 @@ class AgentFleet:
             "NODES": ", ".join(f'"{node}"' for node in nodes),
             "RELOAD": str(reload),
         }
-        (host / "agent.toml").write_text(_filled(AGENT, values))
+        (host / "agent.toml").write_text(head + _filled(AGENT, values))
         (host / "conf.d" / "app.toml").write_text(_filled(RESOURCE, values))
         (host / "templates" / "app.j2").write_text("{{ getv('/app/value') }} on {{ host }}\n")
 
@@ -127,6 +128,9 @@ class AgentFleet:
 
     def kill(self, name: str) -> None:
         os.kill(self.pids.pop(name), signal.SIGKILL)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        os.kill(self.pids[name], number)
 
     def config(self, name: str) -> Path:
         return self.folder / name / "agent.toml"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,52 +25,14 @@ from etcd_client import (
     WatchBatch,
     ops,
 )
-from tests.servers import RealEtcd, Server, available_servers, free_ports
+from tests.integration.secure_support import SecureEtcd, ask, protect
+from tests.servers import available_servers, free_ports
 from tests.unit.client.certificates import Authority
 
 LIMIT_S = 20.0
 REAL = [kind for kind in available_servers() if kind != "etcd-py"]
 TOKEN_TTL_S = 2
 pytestmark = pytest.mark.skipif(not REAL, reason="etcd is not installed")
-
-
-class SecureEtcd(RealEtcd):
-    """etcd with https for clients when `flags` say how. Ready when its port accepts and it says so."""
-
-    def __init__(self, version: str, folder: Path, *, flags: Sequence[str] = (), https: bool = False) -> None:
-        super().__init__(version, folder, flags=flags)
-        if https:
-            self.url = self.url.replace("http:", "https:")
-            self._command += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url]
-
-    def _healthy(self) -> bool:
-        return "ready to serve client requests" in self.log_path.read_text() and self._accepts()
-
-    def _accepts(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.client_port, timeout=1)
-        try:
-            connection.connect()
-        except OSError:
-            return False
-        connection.close()
-        return True
-
-
-def ask(server: Server, path: str, body: dict[str, object], **options: object) -> None:
-    """One administrative call by the way of the client's own session."""
-    with Client(server.url, **options) as client:  # type: ignore[arg-type]
-        client._session.call(path, body, repeatable=True)
-
-
-def protect(server: Server) -> None:
-    """Users root and app (with `/app/`), and authentication switched on."""
-    for user in ("root", "app"):
-        ask(server, "/v3/auth/user/add", {"name": user, "password": f"{user}'s password"})
-        ask(server, "/v3/auth/role/add", {"name": user})
-        ask(server, "/v3/auth/user/grant", {"user": user, "name": user, "role": user})
-    permission = {"permType": "READWRITE", "key": "L2FwcC8=", "range_end": "L2FwcDA="}
-    ask(server, "/v3/auth/role/grant", {"name": "app", "perm": permission})
-    ask(server, "/v3/auth/enable", {})
 
 
 # --- a user and a password ----------------------------------------------------------------------------------

@@ -36,21 +36,26 @@ class Authority:
         self.path = folder / f"{name}.crt"
         self.path.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, dns: str | None = None, expired: bool = False) -> tuple[str, str]:
-        """A certificate and its key as PEM files, for 127.0.0.1, or for the name `dns` alone."""
+    def issue(
+        self, name: str, *, dns: str | None = None, expired: bool = False, subject: bool = True
+    ) -> tuple[str, str]:
+        """A certificate and its key as PEM files, for 127.0.0.1, or for the name `dns` alone.
+
+        Without `subject` it has no common name.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         end = datetime.datetime.now(datetime.UTC) + (-DAY if expired else DAY)
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(_name(name))
+            .subject_name(_name(name) if subject else x509.Name([]))
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(end - 2 * DAY)
             .not_valid_after(end)
             .add_extension(
-                x509.SubjectAlternativeName([x509.DNSName(dns) if dns else address]), critical=False
+                x509.SubjectAlternativeName([x509.DNSName(dns) if dns else address]), critical=not subject
             )
             .sign(self._key, hashes.SHA256())
         )
