@@ -21,6 +21,8 @@ from etcd_client.types import LeaseInfo
 
 logger = logging.getLogger(__name__)
 
+_AGAIN_S = 1.0
+
 
 class Lease:
     """A granted lease. `lease_id` is what `put(lease=...)` takes; `ttl_s` is what the server granted.
@@ -39,10 +41,15 @@ class Lease:
         self._thread: threading.Thread | None = None
         self._on_lost: Callable[[], None] | None = None
 
-    def keep_alive_once(self) -> int:
-        """Renews the lease and returns its TTL in seconds. Raises NotFound when it has run out."""
+    def keep_alive_once(self, *, timeout_s: float | None = None) -> int:
+        """Renews the lease and returns its TTL in seconds. Raises NotFound when it has run out.
+
+        timeout_s: how long that may take, by default as long as any call.
+        """
         body = {"ID": str(self.lease_id)}
-        answer = self._session.call("/v3/lease/keepalive", body, repeatable=True, stream=True)
+        answer = self._session.call(
+            "/v3/lease/keepalive", body, repeatable=True, stream=True, timeout_s=timeout_s
+        )
         info = parsed(LeaseInfo.from_json, answer, self._session.preferred())
         if info.ttl_s <= 0:
             self.lost.set()
@@ -98,24 +105,28 @@ class Lease:
 
     def _keep_alive(self) -> None:
         clock = self._session.clock
-        renewed_at_s = clock()
-        while not self._stopping.wait(self.ttl_s / 3):
+        third_s = self.ttl_s / 3
+        renewed_at_s, pause_s = clock(), third_s
+        while not self._stopping.wait(pause_s):
             sent_at_s = clock()
             try:
-                self.keep_alive_once()
+                # A call that hangs must leave time for another, and for noticing that there is none left.
+                self.keep_alive_once(timeout_s=min(third_s, self._session.timeout_s))
             except (NotFound, Closed) as error:
                 self.last_error = error
                 self._lose()
                 return
             except EtcdError as error:
+                if self.last_error is None:
+                    logger.warning("lease %x not renewed: %s", self.lease_id, error)
                 self.last_error = error
-                logger.warning("lease %x not renewed: %s", self.lease_id, error)
+                pause_s = min(third_s, _AGAIN_S)
                 if clock() - renewed_at_s >= self.ttl_s:
                     # The server may have deleted the keys by now; whoever relies on them must know.
                     self._lose()
             else:
                 self.last_error = None
-                renewed_at_s = sent_at_s
+                renewed_at_s, pause_s = sent_at_s, third_s
 
     def _lose(self) -> None:
         on_lost, self._on_lost = self._on_lost, None

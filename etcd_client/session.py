@@ -140,14 +140,21 @@ class Session:
             self._preferred = (self._preferred + 1) % len(self.endpoints)
 
     def call(
-        self, path: str, body: Json, *, repeatable: bool, endpoint: str | None = None, stream: bool = False
+        self,
+        path: str,
+        body: Json,
+        *,
+        repeatable: bool,
+        endpoint: str | None = None,
+        stream: bool = False,
+        timeout_s: float | None = None,
     ) -> Json:
         """POSTs `body` to `path` and returns the answer; with `stream`, the first message of the stream.
 
         `endpoint` pins the call to one endpoint. Raises the errors of etcd_client.errors. Takes at most
-        about `timeout_s`.
+        about `timeout_s`, by default the session's.
         """
-        deadline = self.clock() + self.timeout_s
+        deadline = self.clock() + (self.timeout_s if timeout_s is None else timeout_s)
         backoff = Backoff(self.random, max_s=1.0)
         endpoints = (endpoint,) if endpoint else self.endpoints
         last: EtcdError | None = None
