@@ -82,7 +82,7 @@ class Generations:
         """Remove all but the newest ``count``, and what a kill has left half made."""
         names = self._files.names(self._directory)
         numbers = sorted(int(name) for name in names if name.isdigit())
-        newest = {str(number) for number in numbers[len(numbers) - count :]} if count else set()
+        newest = {str(number) for number in numbers[-count:]} if count else set()
         for name in names:
             if name not in newest:
                 self._files.remove_directory(f"{self._directory}/{name}")

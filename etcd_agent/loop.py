@@ -277,7 +277,10 @@ class Scheduler:
             status = replace(status, state=State.FAILED, error=str(result))
         else:
             pacer.succeeded(now, result, complete=complete)
-            status = self._after(status, result, pacer)
+            if complete or result.revision:
+                status = self._after(status, result, pacer)
+            else:  # the store is away and nothing was ever applied
+                status = replace(status, state=State.UNKNOWN, waiting="", due_at=0.0)
             if pending and not pacer.reload_waits and not pacer.waits_for_slot:
                 pacer.failed(now)
         self._put(status)

@@ -44,6 +44,11 @@ def build(layers: str, files: Mapping[str, FileState], removed: Iterable[str]) -
     real = {os.path.realpath(dest): state for dest, state in files.items()}
     gone = [os.path.realpath(dest) for dest in removed]
     tops = top_directories(os.path.dirname(path) for path in [*real, *gone])
+    for top in tops:
+        if _below(os.path.realpath(layers), top):
+            raise CheckError(
+                f'check.mode = "overlay" needs a state_dir outside of {top}, where these files are'
+            )
     arguments: list[str] = []
     try:
         for number, top in enumerate(tops):

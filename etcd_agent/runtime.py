@@ -145,12 +145,11 @@ class Agent:
             raise StoppedError("stopping; to be resumed at the next start")
 
     def run(self) -> int:
-        """Returns the exit status: 0 after a signal, that of the error under ``on_error = "exit"``."""
-        with state_lock(self._config.state_dir):
-            previous = {
-                number: signal.signal(number, lambda number, frame: self._inbox.put(signal.Signals(number)))
-                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-            }
+        """Returns the exit status: 0 after a signal, that of the error under ``on_error = "exit"``.
+
+        Signals are taken in the main thread alone; elsewhere there is ``stop``.
+        """
+        with state_lock(self._config.state_dir), self._signals():
             try:
                 self._operation.open(self._config)
                 logger.info("starting with %d resources", len(self._config.resources))
@@ -166,8 +165,25 @@ class Agent:
             finally:
                 self._operation.close()
                 self._locks.close()
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {
+            number: signal.signal(number, lambda number, frame: self._inbox.put(signal.Signals(number)))
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def reload(self) -> None:
+        """As SIGHUP, from any thread."""
+        self._inbox.put(signal.SIGHUP)
 
     def _expect_applied(self) -> None:
         """Nothing older than what is applied here is taken from the store."""

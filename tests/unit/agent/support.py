@@ -144,3 +144,46 @@ def plugin_packages(folder: Path) -> Iterator[Path]:
 def nginx_module(name: str = "") -> ModuleType:
     """The nginx plugin, or a module of it, under its installed name (see ``plugin_packages``)."""
     return importlib.import_module("etcd_agent_plugins.nginx" + (f".{name}" if name else ""))
+
+
+KEY = "/app/value"
+
+
+def configure(folder: Path, extra: str = "", head: str = "", template: str = "") -> AgentConfig:
+    resource = f"""
+[resource]
+prefix = "/app"
+keys = ["/value"]
+[[template]]
+src = "a.j2"
+dest = "{folder}/a.conf"
+{template}
+[health]
+retries = 0
+{extra}
+"""
+    return load_config(folder, {"app": resource}, {"a.j2": '{{ getv("/value") }}\n'}, head)
+
+
+class Host:
+    """One host with one resource: ``apply`` a value and look at the file."""
+
+    def __init__(self, folder: Path, config: AgentConfig, files: FileSystem | None = None) -> None:
+        self.folder = folder
+        self.config = config
+        self.resource = config.resources[0]
+        self.service = Service()
+        self.applier, self.executor = make_applier(config, self.service, files)
+        self.revision = 10
+
+    def apply(self, value: str) -> str:
+        self.revision += 1
+        return self.applier.run(self.resource, snapshot({KEY: value}, self.revision)).kind
+
+    def again(self, value: str) -> str:
+        """The same keys once more, as the periodic reconciliation does."""
+        return self.applier.run(self.resource, snapshot({KEY: value}, self.revision)).kind
+
+    @property
+    def text(self) -> str:
+        return (self.folder / "a.conf").read_text()

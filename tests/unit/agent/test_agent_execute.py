@@ -15,49 +15,17 @@ from etcd_agent.errors import CheckError, FilesError, GuardError, ReloadError, R
 from etcd_agent.files import FileSystem, temporary_path
 from etcd_agent.manifest import Phase
 from etcd_agent.values import APPLIED, HELD, RESUMED, ROLLED_BACK, UNCHANGED, AgentConfig
-from tests.unit.agent.support import Crash, CrashingFileSystem, Service, load_config, make_applier, snapshot
-
-KEY = "/app/value"
-
-
-def configure(folder: Path, extra: str = "", head: str = "", template: str = "") -> AgentConfig:
-    resource = f"""
-[resource]
-prefix = "/app"
-keys = ["/value"]
-[[template]]
-src = "a.j2"
-dest = "{folder}/a.conf"
-{template}
-[health]
-retries = 0
-{extra}
-"""
-    return load_config(folder, {"app": resource}, {"a.j2": '{{ getv("/value") }}\n'}, head)
-
-
-class Host:
-    """One host with one resource: ``apply`` a value and look at the file."""
-
-    def __init__(self, folder: Path, config: AgentConfig, files: FileSystem | None = None) -> None:
-        self.folder = folder
-        self.config = config
-        self.resource = config.resources[0]
-        self.service = Service()
-        self.applier, self.executor = make_applier(config, self.service, files)
-        self.revision = 10
-
-    def apply(self, value: str) -> str:
-        self.revision += 1
-        return self.applier.run(self.resource, snapshot({KEY: value}, self.revision)).kind
-
-    def again(self, value: str) -> str:
-        """The same keys once more, as the periodic reconciliation does."""
-        return self.applier.run(self.resource, snapshot({KEY: value}, self.revision)).kind
-
-    @property
-    def text(self) -> str:
-        return (self.folder / "a.conf").read_text()
+from tests.unit.agent.support import (
+    KEY,
+    Crash,
+    CrashingFileSystem,
+    Host,
+    Service,
+    configure,
+    load_config,
+    make_applier,
+    snapshot,
+)
 
 
 @pytest.fixture
