@@ -32,6 +32,7 @@ NAME = model.PLUGIN
 _UNIT = re.compile(
     r"[A-Za-z0-9:_.\\@-]+\.(?:service|socket|timer|path|mount|automount|swap|slice|scope|target|device)"
 )
+_BROKEN = ("failed", "activating")
 _VERBS = {"reload": "try-reload-or-restart", "restart": "try-restart"}
 
 
@@ -119,6 +120,10 @@ def agent_reload(resource: Resource, applied: Applied) -> str | None:
     if any(check.is_unit_file(path, settings.unit) for path in (*applied.files, *applied.changed)):
         _systemctl(settings, resource, "daemon-reload")
     verb = _VERBS[settings.action]
+    if applied.rollback and _show(settings, resource.reload.timeout_s).get("ActiveState") in _BROKEN:
+        # The new files have broken it, and the try- verbs leave what does not run alone.
+        _systemctl(settings, resource, "reset-failed", "--", settings.unit)
+        verb = "restart"
     _systemctl(settings, resource, verb, "--", settings.unit)
     return f"{settings.unit}: {verb}"
 

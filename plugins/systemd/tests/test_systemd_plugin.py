@@ -160,6 +160,17 @@ def test_reload_and_restart(unit: Unit) -> None:
     assert unit.reload("/d/app.service.d/50.conf") is None and unit.asked == []
 
 
+def test_a_unit_that_the_new_files_have_broken_is_started_with_the_old_ones(unit: Unit) -> None:
+    unit.shows(ActiveState="failed")
+    applied = Applied(1, ("/d/app.service.d/50.conf",), (), rollback=True)
+    done = plugin_module("systemd").agent_reload(resource=unit.resource, applied=applied)
+    assert done == "app.service: restart"
+    asked = [line.removeprefix("--no-ask-password ") for line in unit.asked if "show" not in line]
+    assert asked == ["daemon-reload", "reset-failed -- app.service", "restart -- app.service"]
+    unit.shows(ActiveState="inactive")
+    assert "try-reload" in str(plugin_module("systemd").agent_reload(resource=unit.resource, applied=applied))
+
+
 def test_a_unit_in_every_state(unit: Unit) -> None:
     drop_in = unit.folder / "app.service.d/50.conf"
     write_tree(unit.folder, {"app.service.d/50.conf": ""})
