@@ -205,7 +205,7 @@ def test_ls_and_lsdir_against_a_dumb_twin(tree: dict[str, str], watched: list[st
 
 @given(st.lists(st.dictionaries(KEYS, st.none() | st.integers(0, 9), max_size=3), max_size=8))
 def test_mirror_against_a_dictionary(batches: list[dict[str, int | None]]) -> None:
-    mirror, twin = Mirror("/a"), {}
+    mirror, twin = Mirror(["/a"]), {}
     kept = []
     for revision, batch in enumerate(batches, start=1):
         changes = [
