@@ -19,7 +19,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from etcd_agent import rollout_rules as rules
 from etcd_agent.errors import AgentError, ConfigError, HealthError, ReloadError, StoreError
@@ -95,7 +95,10 @@ class _Hold:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What a pass would apply: the resource, the revision that it has read, and the change's name."""
+    """What a pass would apply: the resource, the revision that it has read, the name of what it has read.
+
+    The name is "" when nobody can say any more what the keys were then.
+    """
 
     resource: Resource
     revision: int
@@ -134,11 +137,9 @@ class FleetGate:
 
     def acquire(self, resource: Resource, revision: int) -> str | None:
         with self._lock:
-            change = _Change(resource, revision)
             try:
+                change = self._named(_Change(resource, revision))
                 obtained = self._obtain(change)
-                if not isinstance(obtained, Wait):
-                    self._claim(obtained, change, self._change_name(change))
             except EtcdError as error:
                 raise StoreError(f"rollout: {error}") from error
             if isinstance(obtained, Wait):
@@ -146,6 +147,7 @@ class FleetGate:
                 self._watch()
                 return obtained.reason
             self._waiting.pop(resource.name, None)
+            self._claim(obtained, change)
             return None
 
     def release(self, resource: Resource, outcome: Outcome | AgentError) -> None:
@@ -182,6 +184,7 @@ class FleetGate:
         decision = rules.decide(
             situation,
             max_concurrent=rollout.max_concurrent,
+            max_failures=rollout.max_failures,
             first=zlib.crc32(self._host.encode()) % rollout.max_concurrent,
             has_slot=hold is not None,
         )
@@ -207,8 +210,8 @@ class FleetGate:
                 self._holds.remove(hold)
         return None
 
-    def _claim(self, hold: _Hold, change: _Change, name: str) -> None:
-        hold.users[change.resource.name] = _Change(change.resource, change.revision, name)
+    def _claim(self, hold: _Hold, change: _Change) -> None:
+        hold.users[change.resource.name] = change
         if not hold.claimed:
             hold.claimed = True
             hold.lease.keep_alive(on_lost=lambda: self._say_lost(hold))
@@ -261,17 +264,25 @@ class FleetGate:
         entries = {kv.key.decode("utf-8", "replace"): kv for kv in group_kvs}
         halt_kv = entries.get(self._paths.halt)
         halt = self._halt_in_force([halt_kv] if halt_kv else [])
-        slots = rules.parse_slots(self._paths, {key: kv.value for key, kv in entries.items()})
-        seen = [self._canary_seen(host, kvs, change) for host, kvs in zip(canaries, canary_kvs, strict=True)]
-        halt_revision = halt_kv.mod_revision if halt_kv and halt else 0
-        return Situation(slots, halt, seen), halt_revision
+        values = {key: kv.value for key, kv in entries.items()}
+        failures = rules.parse_failures(self._paths, values)
+        situation = Situation(
+            slots=rules.parse_slots(self._paths, values),
+            halt=halt,
+            canaries=[
+                self._canary_seen(host, kvs, change) for host, kvs in zip(canaries, canary_kvs, strict=True)
+            ],
+            failures=[
+                each for each in rules.failures_of(failures, change.name) if each.resource == resource.name
+            ],
+            behind=not change.name,
+        )
+        return situation, halt_kv.mod_revision if halt_kv and halt else 0
 
     def _canary_seen(self, host: str, kvs: Sequence[KeyValue], change: _Change) -> Canary:
         document = parse(kvs[0].value) if kvs else {}
         applied = rules.applied_revision(document)
-        done = applied is not None and (
-            applied >= change.revision or self._same(change.resource.ranges, applied, change.revision)
-        )
+        done = applied is not None and self._same(change, applied)
         return Canary(host, str(document.get("state", "")), done)
 
     def _halt_in_force(self, kvs: Sequence[KeyValue]) -> Halt | None:
@@ -286,27 +297,31 @@ class FleetGate:
             return None
         return halt
 
-    def _change_name(self, change: _Change) -> str:
+    def _named(self, change: _Change) -> _Change:
+        """The change with its name; without, if its keys are older than the history and no longer so."""
+        ranges = change.resource.ranges
         try:
-            return self._name_of(change.resource.ranges, change.revision)
-        except (Compacted, FutureRevision):
-            return self._name_of(change.resource.ranges, 0)
+            return replace(change, name=self._name_of(ranges, change.revision))
+        except Compacted:
+            kvs = self._keys(ranges, 0)
+            newer = any(kv.mod_revision > change.revision for kv in kvs)
+            return change if newer else replace(change, name=_name(kvs))
 
-    def _same(self, ranges: Sequence[str], earlier: int, later: int) -> bool:
-        """Whether no key of these subtrees has changed between two revisions.
+    def _same(self, change: _Change, applied: int) -> bool:
+        """Whether what was applied at that revision is this change: the same keys, none newer or older.
 
         Where history is compacted deletions can no longer be seen, and what is left decides.
         """
         try:
-            return self._name_of(ranges, earlier) == self._name_of(ranges, later)
+            return self._name_of(change.resource.ranges, applied) == change.name
         except FutureRevision:
             return False
         except Compacted:
-            kvs = self._keys(ranges, 0)
-            return all(kv.mod_revision <= earlier for kv in kvs)
+            kvs = self._keys(change.resource.ranges, 0)
+            return _name(kvs) == change.name and all(kv.mod_revision <= applied for kv in kvs)
 
     def _name_of(self, ranges: Sequence[str], revision: int) -> str:
-        return rules.change_id((kv.key, kv.mod_revision) for kv in self._keys(ranges, revision))
+        return _name(self._keys(ranges, revision))
 
     def _keys(self, ranges: Sequence[str], revision: int) -> list[KeyValue]:
         """The keys of some subtrees at a revision (0: now), without values."""
@@ -380,7 +395,7 @@ class FleetGate:
         halted = rules.parse_halt(found[1][0].value) if found[1] else None
         if halted is not None and (halted.by != rules.By.AGENT or halted.change == failure.change):
             return
-        if not rules.halts(failures, failure.change, resource.rollout.max_failures):
+        if len(rules.failures_of(failures, failure.change)) <= resource.rollout.max_failures:
             return
         halt = Halt(
             by=rules.By.AGENT,
@@ -470,6 +485,10 @@ class FleetGate:
             if idle:
                 self._worker = None
             return woken, idle
+
+
+def _name(kvs: Iterable[KeyValue]) -> str:
+    return rules.change_id((kv.key, kv.mod_revision) for kv in kvs)
 
 
 class _Follower(threading.Thread):

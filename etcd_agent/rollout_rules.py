@@ -104,8 +104,12 @@ class Halt:
     @property
     def reason(self) -> str:
         if self.by == By.AGENT:
-            return f"halted: {self.resource} of revision {self.revision} was rolled back on {self.host}"
+            return _went_back(self)
         return f"halted by {self.host or 'an operator'}" + (f": {self.error}" if self.error else "")
+
+
+def _went_back(one: Halt | Failure) -> str:
+    return f"halted: {one.resource} of revision {one.revision} was rolled back on {one.host}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +123,21 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a host sees at one revision. ``canaries``: those it must wait for, none if it is one itself."""
+    """What a host sees at one revision.
+
+    ``canaries``: those it must wait for, none if it is one itself. ``failures``: hosts that went back from
+    the very change that it would make. ``behind``: its keys are so old that their change has no name.
+    """
 
     slots: Mapping[int, Slot] = field(default_factory=dict)
     halt: Halt | None = None
     canaries: Sequence[Canary] = ()
+    failures: Sequence[Failure] = ()
+    behind: bool = False
 
 
 class Obstacle(StrEnum):
+    BEHIND = "behind"
     HALT = "halt"
     CANARY = "canary"
     SLOT = "slot"
@@ -148,15 +159,27 @@ class Take:
 
 
 def decide(
-    situation: Situation, *, max_concurrent: int, first: int = 0, has_slot: bool = False
+    situation: Situation,
+    *,
+    max_concurrent: int,
+    max_failures: int = 0,
+    first: int = 0,
+    has_slot: bool = False,
 ) -> Take | Wait:
     """What a host that wants to change does: halt before canaries before slots.
+
+    A change from which more than ``max_failures`` hosts went back is not tried even when the halt is over: a
+    newer change ends it, and this host may not have heard of that one yet.
 
     ``first`` is where it begins to look, so that hosts do not all try the same free slot; with ``has_slot``
     it needs none. Slots beyond ``max_concurrent``, left from a time when it was higher, count as taken.
     """
     if situation.halt is not None:
         return Wait(Obstacle.HALT, situation.halt.reason)
+    if situation.behind:
+        return Wait(Obstacle.BEHIND, "newer keys are on their way")
+    if len(situation.failures) > max_failures:
+        return Wait(Obstacle.HALT, _went_back(situation.failures[0]))
     missing = [canary for canary in situation.canaries if not canary.done]
     if missing:
         states = ", ".join(f"{canary.host} {canary.state or 'has not reported'}" for canary in missing[:3])
@@ -181,9 +204,9 @@ def applied_revision(document: Mapping[str, Any]) -> int | None:
     return _number(document.get("revision")) or None
 
 
-def halts(failures: Iterable[Failure], change: str, max_failures: int) -> bool:
-    """Whether so many hosts went back from this change that no other may try it."""
-    return sum(failure.change == change for failure in failures) > max_failures
+def failures_of(failures: Iterable[Failure], change: str) -> list[Failure]:
+    """Those of one change."""
+    return [failure for failure in failures if failure.change == change]
 
 
 def limits(rollout: Rollout, host: str) -> tuple[str, ...]:

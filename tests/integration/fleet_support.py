@@ -45,7 +45,7 @@ group = "web"
 max_concurrent = 2
 canary = ["CANARY"]
 max_failures = 0
-lease_ttl = "5s"
+lease_ttl = "8s"
 
 [report]
 enabled = true

@@ -32,6 +32,7 @@ class World:
     fleet: AgentFleet
     client: Client
     started_revision: int
+    cluster: LiveCluster | None
 
     def put(self, value: str) -> int:
         return self.client.put("/app/value", value).revision
@@ -99,19 +100,19 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         cluster = LiveCluster(store)
         with cluster:
             cluster.start()
-            yield from _world(tmp_path, size, [member.url for member in cluster.members])
+            yield from _world(tmp_path, size, [member.url for member in cluster.members], cluster)
     else:
         with start_server(kind, store) as server:
-            yield from _world(tmp_path, size, [server.url])
+            yield from _world(tmp_path, size, [server.url], None)
 
 
-def _world(tmp_path: Path, size: int, nodes: list[str]) -> Iterator[World]:
+def _world(tmp_path: Path, size: int, nodes: list[str], cluster: LiveCluster | None) -> Iterator[World]:
     folder = tmp_path / "hosts"
     folder.mkdir()
     with Client(nodes, timeout_s=20.0) as client:
         started = client.put("/app/value", "first").revision
         with AgentFleet(folder, size, nodes) as fleet:
-            yield World(fleet, client, started)
+            yield World(fleet, client, started, cluster)
 
 
 @pytest.mark.timeout(240)
@@ -182,8 +183,18 @@ def test_fifty_agents(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.wait(lambda: world.have("good"), "the killed one has taken up where it was")
     lap("again")
 
+    # The store loses its leader in the middle.
+    changes = [world.started_revision, bad, good]
+    if world.cluster is not None:
+        before = len(fleet.events)
+        changes.append(world.put("better"))
+        world.wait(lambda: len(fleet.events) > before + 10, "it is under way")
+        world.cluster.leader().kill()
+        world.wait(lambda: world.have("better"), "all have it, whoever leads the store")
+        lap("leader lost")
+
     assert fleet.most_at_once() <= 2
-    slots, hasty = judged(world.history(), fleet.canary, [world.started_revision, bad, good])
+    slots, hasty = judged(world.history(), fleet.canary, changes)
     assert slots == 2, "both slots were used, never a third"
     assert not hasty, "no other host took a slot for a value before the canary had applied it"
     shown = world.run("fleet", "--json")

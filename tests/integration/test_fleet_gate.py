@@ -319,6 +319,33 @@ def test_a_bad_revision_stops_at_the_canary_and_halts(make: Make) -> None:
     wait_until(lambda: web.ask(mended) is None, "the others follow")
 
 
+def test_a_host_that_is_behind_does_not_try_what_failed(make: Make) -> None:
+    """The mended value ends the halt, and a host that has not heard of it yet still has the bad one."""
+    fleet = make(max_concurrent=5, max_failures=0)
+    a, b, c = (fleet.host(name) for name in "abc")
+    bad = fleet.change(value="bad")
+    assert a.ask(bad) is None
+    a.done(ROLLED_BACK, error="sick")
+    mended = fleet.change(value="good")
+    assert b.ask(mended) is None
+    assert fleet.halt() is None
+    assert c.ask(bad) == f"halted: web of revision {bad} was rolled back on a"
+    assert c.ask(mended) is None
+
+
+def test_a_host_that_is_behind_the_canary_waits_for_newer_keys(make: Make) -> None:
+    fleet = make(max_concurrent=5, canary=("c1",))
+    c1, web = fleet.host("c1"), fleet.host("web")
+    bad = fleet.change(value="bad")
+    assert c1.ask(bad) is None
+    c1.done(ROLLED_BACK, error="sick")
+    assert fleet.halt() is None, "one is not more than one"
+    mended = fleet.change(value="good")
+    c1.report(State.APPLIED, mended)
+    assert web.ask(bad) == "canary: c1 APPLIED"
+    assert web.ask(mended) is None
+
+
 def test_it_takes_more_than_max_failures(make: Make) -> None:
     fleet = make(max_concurrent=5, max_failures=1)
     revision = fleet.change()

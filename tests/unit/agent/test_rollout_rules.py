@@ -21,7 +21,7 @@ from etcd_agent.rollout_rules import (
     change_id,
     decide,
     dump,
-    halts,
+    failures_of,
     limits,
     parse_failure,
     parse_failures,
@@ -65,6 +65,15 @@ def test_a_halt_stops_everybody(has_slot: bool) -> None:
 
 
 @pytest.mark.parametrize("has_slot", [False, True])
+def test_a_change_from_which_too_many_went_back_is_not_tried(has_slot: bool) -> None:
+    """Also when the halt is over because there is a newer change: a host may be behind."""
+    failures = [Failure("web1", "nginx", 7, "abc", "unhealthy", 5.0)]
+    wait = decide(Situation(failures=failures), max_concurrent=1, max_failures=0, has_slot=has_slot)
+    assert wait == Wait(Obstacle.HALT, "halted: nginx of revision 7 was rolled back on web1")
+    assert isinstance(decide(Situation(failures=failures), max_concurrent=1, max_failures=1), Take)
+
+
+@pytest.mark.parametrize("has_slot", [False, True])
 def test_all_canaries_go_first(has_slot: bool) -> None:
     canaries = [Canary("c1", "APPLIED", True), Canary("c2", "APPLYING", False), Canary("c3", "", False)]
     wait = decide(Situation(canaries=canaries), max_concurrent=5, has_slot=has_slot)
@@ -90,9 +99,8 @@ def test_only_applied_counts() -> None:
 
 def test_a_group_halts_after_more_rollbacks_of_the_same_change() -> None:
     failures = [Failure(f"h{n}", "nginx", n, change, "", 0.0) for n, change in enumerate("aab")]
-    assert halts(failures, "a", 0) and halts(failures, "a", 1)
-    assert not halts(failures, "a", 2)
-    assert not halts(failures, "c", 0)
+    assert [each.host for each in failures_of(failures, "a")] == ["h0", "h1"]
+    assert failures_of(failures, "c") == []
 
 
 def test_a_change_is_named_by_keys_and_revisions() -> None:
