@@ -83,7 +83,7 @@ impl Listener {
             Address::Tcp { host, port } => {
                 let bare = host.trim_start_matches('[').trim_end_matches(']');
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
-                for address in (bare, *port).to_socket_addrs()? {
+                for address in ipv4_first((bare, *port).to_socket_addrs()?.collect()) {
                     match open_tcp(address) {
                         Ok(listener) => {
                             let port = listener.local_addr()?.port();
@@ -138,6 +138,13 @@ impl Drop for Listener {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// The order in which the addresses of a name are tried: as Go's, so that clients that take "localhost" for 127.0.0.1
+/// find it where the resolver puts ::1 first.
+fn ipv4_first(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    addresses
 }
 
 fn open_tcp(address: SocketAddr) -> io::Result<StdTcpListener> {
@@ -266,5 +273,12 @@ mod tests {
         }
         assert!(Address::parse("unix://").is_err());
         assert!(Address::parse("https://a:1").unwrap_err().contains("TLS"));
+    }
+
+    #[test]
+    fn a_name_means_its_ipv4_address_first() {
+        let addresses = ["[::1]:1", "127.0.0.1:1", "127.0.0.2:1"].map(|text| text.parse().unwrap());
+        let ordered: Vec<_> = ipv4_first(addresses.to_vec()).iter().map(ToString::to_string).collect();
+        assert_eq!(ordered, ["127.0.0.1:1", "127.0.0.2:1", "[::1]:1"]);
     }
 }
