@@ -24,10 +24,16 @@ sim: setup ## simulate whole clusters: SEED=n, or SEEDS=a..b
 bench: setup ## compare with etcd on this machine: rates, latencies, CPU, memory
 	@$(PYTHON) -m benchmarks.bench $(ARGS)
 
+rpm: ## build the RPMs, and a signed repository of them: build/rpm/repository
+	@packaging/rpm/build.sh
+
+test-packages: setup rpm ## install, run, upgrade and remove the RPMs on machines that are booted for it (root)
+	@TEST_PACKAGES=1 $(PYTHON) -m pytest tests/packages
+
 proto: setup ## generate the message classes from etcd_server/api/proto/*.proto
 	@$(PYTHON) -m tools.generate_messages
 
 clean: ## remove what was built
 	rm -rf .venv build wire/target benchmarks/loadgen/target $(WIRE)
 
-.PHONY: help setup demo test check sim bench proto clean
+.PHONY: help setup demo test check sim bench rpm test-packages proto clean

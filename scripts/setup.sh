@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 say() { printf '%s\n' "$*" >&2; }
 
-# tool, Debian package, EL package; what the server and its tests run
+# tool, Debian package, EL package; what the server, its packages and their tests run
 needs='cc gcc gcc
 curl curl curl
 nginx nginx nginx
@@ -19,7 +19,13 @@ etcd etcd-server etcd
 strace strace strace
 ip iproute2 iproute
 tc iproute2 iproute-tc
-nft nftables nftables'
+nft nftables nftables
+rpmbuild rpm rpm-build
+createrepo_c createrepo-c createrepo_c
+gpg gnupg gnupg2
+rpmlint rpmlint rpmlint
+systemd-nspawn systemd-container systemd-container
+mmdebstrap mmdebstrap mmdebstrap'
 
 missing() {
     printf '%s\n' "$needs" | while read -r tool debian el; do

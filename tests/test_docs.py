@@ -282,13 +282,15 @@ def test_the_commands_and_exit_statuses_of_the_command_line() -> None:
 
 
 def test_every_target_of_the_makefile() -> None:
-    targets = set(re.findall(r"^([a-z]+):.*##", read("Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):.*##", read("Makefile"), re.MULTILINE))
     table = {
         code(cells[0])[0].removeprefix("make ")
         for cells in rows(section(read("CONTRIBUTING.md"), "Commands"))
     }
     assert table == targets
-    mentioned = {(path, name) for path in DOCUMENTS for name in re.findall(r"[`\n]make ([a-z]+)", read(path))}
+    mentioned = {
+        (path, name) for path in DOCUMENTS for name in re.findall(r"[`\n]make ([a-z-]+)", read(path))
+    }
     assert {name for _, name in mentioned} <= targets, mentioned
 
 
