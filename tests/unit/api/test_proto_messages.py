@@ -321,7 +321,7 @@ def test_the_raft_log_keeps_its_numbers() -> None:
         "etcdpy.MemberAttributes: 1 uint64 member_id, 2 string name, 3 repeated string client_urls",
         "etcdpy.ClusterVersion: 1 string version",
         "etcdpy.ConfChange: 1 uint64 proposal_id, 2 etcdpy.ConfChange.Kind kind,"
-        " 3 etcdserverpb.Member member",
+        " 3 etcdserverpb.Member member, 4 uint32 max_learners (_max_learners)",
         "etcdpy.ConfChange.Kind: 0 ADD_VOTER, 1 ADD_LEARNER, 2 REMOVE, 3 UPDATE, 4 PROMOTE",
     ]
 
