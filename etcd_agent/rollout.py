@@ -173,6 +173,9 @@ class FleetGate:
     def close(self) -> None:
         self._closed.set()
         self._look.set()
+        with self._lock:
+            for hold in [each for each in self._holds if not each.users]:
+                self._drop(hold)
 
     # Taking a slot. With the lock; raises EtcdError.
 

@@ -54,7 +54,8 @@ class Fleet:
     def __init__(self, url: str, **rollout: object) -> None:
         self.number = next(_numbers)
         self.client = Client(url, timeout_s=2.0)
-        self.rollout = Rollout(f"g{self.number}", lease_ttl_s=2.0, **rollout)  # type: ignore[arg-type]
+        settings = {"lease_ttl_s": 2.0, **rollout}
+        self.rollout = Rollout(f"g{self.number}", **settings)  # type: ignore[arg-type]
         self.paths = Paths(self.rollout.prefix, self.rollout.group)
         self.hosts: dict[str, Host] = {}
 
@@ -207,6 +208,21 @@ def test_a_slot_that_nobody_claims_runs_out(make: Make) -> None:
     assert c.ask(revision) is not None
     c.wait_for_wake()
     assert b.ask(revision) == "slot: 1 of 1 taken"
+
+
+def test_a_slot_that_was_not_claimed_is_given_back_when_the_agent_stops(make: Make) -> None:
+    fleet = make(lease_ttl_s=60.0)
+    revision = fleet.change()
+    a, b = fleet.host("a"), fleet.host("b")
+    assert a.ask(revision) is None
+    assert b.ask(revision) is not None
+    a.done()
+    b.wait_for_wake()
+    b.gate.close()
+    assert fleet.slots() == {}
+    assert a.ask(revision) is None
+    a.gate.close()
+    assert list(fleet.slots().values()) == ["a"], "one that is in use is left to its lease"
 
 
 def test_a_dead_hosts_slot_frees_itself(make: Make) -> None:
