@@ -501,7 +501,8 @@ def test_once_plan_render_and_exit_statuses(world: World) -> None:
     assert world.agent("render", "nothing").returncode == 1
     assert world.agent("check-config").returncode == 0
     listed = json.loads(world.agent("plugins", "--json").stdout)
-    assert [(each["name"], each["state"]) for each in listed] == [("builtin", "loaded"), ("nginx", "loaded")]
+    states = {each["name"]: each["state"] for each in listed}
+    assert {"builtin", "nginx"} <= states.keys() and set(states.values()) == {"loaded"}
     world.store.kill()
     away = world.agent("once")
     assert away.returncode == 4 and away.stderr.count("store: ") == 1 and "Traceback" not in away.stderr
