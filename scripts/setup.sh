@@ -14,6 +14,8 @@ haproxy haproxy haproxy
 psql postgresql postgresql-server
 pgbouncer pgbouncer pgbouncer
 dnsmasq dnsmasq-base dnsmasq
+my_print_defaults mariadb-client-core mariadb
+php php-cli php-cli
 etcdctl etcd-client etcd
 etcd etcd-server etcd
 strace strace strace
