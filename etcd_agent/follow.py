@@ -13,12 +13,24 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NoReturn
 
 from etcd_agent.errors import ConfigError, StoreError
 from etcd_agent.keyspace import in_subtree, key_text
 from etcd_agent.loop import backoff_s
 from etcd_agent.values import AgentConfig, Entry, Retry, Snapshot
-from etcd_client import Client, Compacted, EtcdError, EventKind, KeyValue, RangeResult, Watch, WatchBatch, ops
+from etcd_client import (
+    Client,
+    Compacted,
+    EtcdError,
+    EventKind,
+    KeyValue,
+    PermissionDenied,
+    RangeResult,
+    Watch,
+    WatchBatch,
+    ops,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +134,8 @@ class Follower(threading.Thread):
     """Follows the subtrees ``tops``, all of them below ``above``, and reports, from this thread.
 
     ``on_list(snapshot)`` after each list, ``on_batch(batch)`` for what follows it, ``on_trouble()`` when the
-    store goes away. In the order in which they come, they give the keys at each revision.
+    store goes away. In the order in which they come, they give the keys at each revision. ``denied``: the
+    store's user may not read all that is below ``above``.
     """
 
     def __init__(
@@ -152,6 +165,7 @@ class Follower(threading.Thread):
         self._wake = threading.Event()
         self._list_error: StoreError | None = None
         self._lost_at_s: float | None = None
+        self.denied = False
 
     def trouble(self, now_s: float) -> str | None:
         """Why the store is away, or None; a watch replaced within a second does not count. One caller."""
@@ -197,7 +211,12 @@ class Follower(threading.Thread):
             self._wake.wait(backoff_s(self._retry, failures, random.random))
 
     def _list_and_follow(self) -> None:
-        snapshot = self._store.read(self.tops, self.above)
+        try:
+            snapshot = self._store.read(self.tops, self.above)
+        except StoreError as error:
+            if isinstance(error.__cause__, PermissionDenied):
+                self._raise(error.__cause__)
+            raise
         if self._list_error is not None:
             logger.info("store: answers again at revision %d", snapshot.revision)
         self._list_error = None
@@ -219,11 +238,16 @@ class Follower(threading.Thread):
         except Compacted as error:
             logger.info("watch of %s: %s; listing again", self.above or "/", error)
         except EtcdError as error:
-            raise StoreError(f"store: {error}") from error
+            self._raise(error)
         finally:
             with self._lock:
                 self._watch = None
             watch.cancel()
+
+    def _raise(self, error: EtcdError) -> NoReturn:
+        if isinstance(error, PermissionDenied) and self.above not in self.tops:
+            self.denied = True
+        raise StoreError(f"store: {error}") from error
 
     def _fail(self, error: StoreError, failures: int) -> None:
         first = self._list_error is None

@@ -7,14 +7,18 @@ changed, are always of one moment. JSON Schemas are a group of their own; their 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from etcd_agent.follow import Follower, Store, changes
 from etcd_agent.keyspace import Mirror, in_subtree, watch_groups
 from etcd_agent.schema import schemas_of
 from etcd_agent.values import AgentConfig, Entry, Resource, Snapshot, minimal_ranges
 from etcd_client import WatchBatch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -30,6 +34,7 @@ class Group:
     follower: Follower | None = None
     listed: bool = False
     refused: str = ""
+    accepts_any: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Sources:
     _schema_prefix: str = ""
     _schemas: dict[str, Entry] = field(default_factory=dict)
     _relisted_at: float | None = None
+    _started_with: tuple[Any, ...] = ()
     _refused_at: float = float("-inf")
     _floors: dict[int, int] = field(default_factory=dict)
 
@@ -79,11 +85,13 @@ class Sources:
 
     def accept(self) -> int:
         """Take the store as it is, whatever was known of it. Returns the id of its cluster."""
+        cluster_id = self.cluster_id
         self._floors.clear()
         for group in self._groups:
+            group.accepts_any = True
             if group.refused and group.follower is not None:
                 group.follower.relist()
-        return self.cluster_id
+        return cluster_id
 
     def follow(self, config: AgentConfig, store: Store, *, anew: bool = False) -> None:
         """Follow what the configuration's resources need. Groups that stay as they are go on, unless
@@ -100,6 +108,7 @@ class Sources:
         names = {_name(group) for group in kept}
         new = [Group(above, tops, Mirror(tops), schemas) for above, tops, schemas in sorted(wanted - names)]
         self._groups = [*kept, *new]
+        self._started_with = (config, store)
         self._resources = config.resources
         self._schema_prefix = config.schema_prefix
         self._schemas = {}
@@ -134,9 +143,10 @@ class Sources:
             return ()  # the configuration has changed meanwhile
         match seen:
             case Listed(_, snapshot):
-                group.refused = self._refusal(snapshot)
+                group.refused = self._refusal(group, snapshot)
                 if group.refused:
                     return ()
+                group.accepts_any = False
                 changed = group.mirror.replace(snapshot.cluster_id, snapshot.revision, snapshot.entries)
                 if not group.listed:
                     group.listed = True
@@ -146,9 +156,9 @@ class Sources:
                     return ()
                 changed = group.mirror.apply(batch.revision, changes(batch))
             case _:
+                if group.follower is not None and group.follower.denied and len(group.tops) > 1:
+                    self._split(group)
                 changed = set(group.tops)
-        if group.listed:
-            self.expect({group.mirror.cluster_id: group.mirror.revision})
         if not changed:
             return ()
         if group.schemas:
@@ -156,10 +166,31 @@ class Sources:
         found = {resource.name: resource for top in changed for resource in self._by_top.get(top, ())}
         return found.values()
 
-    def _refusal(self, snapshot: Snapshot) -> str:
+    def _split(self, group: Group) -> None:
+        """The user may read the subtrees, but not all that is below ``above``: one watch for each."""
+        assert group.follower is not None
+        group.follower.stop()
+        tops = minimal_ranges(group.tops)
+        logger.warning(
+            "store: the user may not watch all of %s; watching %d subtrees one by one", group.above, len(tops)
+        )
+        parts = [
+            Group(top, inside, Mirror(inside))
+            for top in tops
+            for inside in [tuple(each for each in group.tops if in_subtree(each, top))]
+        ]
+        self._groups = [*(each for each in self._groups if each is not group), *parts]
+        for part in parts:
+            self._group_of.update(dict.fromkeys(part.tops, part))
+            self._start(part, *self._started_with)
+
+    def _refusal(self, group: Group, snapshot: Snapshot) -> str:
         """Why a list is not taken: a store that has lost writes must not undo files, and an old copy must
-        not be mixed with what a better one says later."""
+        not be mixed with what a better one says later. (Groups are listed apart: one may be a little older
+        than another.)"""
         floor = self._floors.get(snapshot.cluster_id, 0)
+        if group.mirror.cluster_id == snapshot.cluster_id and not group.accepts_any:
+            floor = max(floor, group.mirror.revision)
         if snapshot.revision >= floor:
             return ""
         return (

@@ -160,6 +160,7 @@ class Watcher:
     seen: int = 0
     listed: bool = False
     away: bool = False
+    denied: bool = False
 
     def relist(self) -> None:
         self.world.later(self.world.delay(), self.list)
