@@ -7,6 +7,7 @@ that a shell does.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -243,3 +244,51 @@ def test_two_agents_never_write_one_file(host: Host, client: Client, tmp_path: P
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(30) == 0
     assert other.run("once").returncode == 0 and "other" in host.text
+
+
+@pytest.mark.skipif("3.4" not in STORES, reason="etcd is not installed")
+def test_a_user_with_two_ranges_is_enough(tmp_path: Path) -> None:
+    """With users switched on: the password is read from its file, and what may not be watched as a whole is
+    watched part by part."""
+    server = start_server("3.4", tmp_path)
+
+    def etcdctl(*arguments: str) -> None:
+        environment = {**os.environ, "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": server.url}
+        subprocess.run(["etcdctl", *arguments], env=environment, check=True, capture_output=True, timeout=20)
+
+    (tmp_path / "password").write_text("s3cret\n")
+    (tmp_path / "password").chmod(0o600)
+    host = Host(tmp_path, server.url)
+    config = tmp_path / "agent/agent.toml"
+    user = f'username = "agent"\npassword_file = "{tmp_path}/password"\n'
+    config.write_text(config.read_text().replace('[schema]\nprefix = "/_schemas"\n', user))
+    other = (tmp_path / "agent/conf.d/app.toml").read_text().replace("/app", "/web").replace("app.", "web.")
+    (tmp_path / "agent/conf.d/web.toml").write_text(other)
+    (tmp_path / "agent/templates/web.j2").write_text('{{ getv("/value") }}\n')
+    try:
+        for key in (KEY, "/prod/web/value"):
+            etcdctl("put", key, "one")
+        etcdctl("user", "add", "root:root")
+        etcdctl("user", "grant-role", "root", "root")
+        etcdctl("role", "add", "reader")
+        for prefix in ("/prod/app", "/prod/web"):
+            etcdctl("role", "grant-permission", "reader", "read", "--prefix=true", prefix)
+        etcdctl("user", "add", "agent:s3cret")
+        etcdctl("user", "grant-role", "agent", "reader")
+        etcdctl("auth", "enable")
+        assert host.run("once").returncode == 0 and host.value == "one"
+        agent = host.start()
+        wait_for(lambda: (host.folder / "agent-state/status.json").exists(), "the agent")
+        etcdctl("--user", "root:root", "put", KEY, "two")
+        etcdctl("--user", "root:root", "put", "/prod/web/value", "two")
+        wait_for(lambda: host.value == "two", "followed")
+        wait_for(lambda: (tmp_path / "web.conf").read_text() == "two\n", "the other, too")
+        etcdctl("--user", "root:root", "put", KEY, "three")
+        wait_for(lambda: host.value == "three", "and still")
+        agent.terminate()
+        assert agent.wait(30) == 0
+        log = (tmp_path / "agent.log").read_text()
+        assert "the user may not watch all of /prod" in log and "s3cret" not in log
+    finally:
+        host.close()
+        server.stop()
