@@ -57,7 +57,7 @@ def settings_of(resource: Resource) -> Settings | None:
     settings = Settings(
         binary=table.take("binary", tables.absolute_path, "/usr/sbin/haproxy"),
         conf=table.take("conf", _paths, ("/etc/haproxy/haproxy.cfg",)),
-        socket=table.take("socket", tables.absolute_path, "/run/haproxy/admin.sock"),
+        socket=table.take("socket", _optional_path, "/run/haproxy/admin.sock"),
         master_socket=table.take("master_socket", _optional_path, ""),
         pid=table.take("pid", tables.absolute_path, "/run/haproxy.pid"),
         check=table.take("check", tables.boolean, True),
@@ -121,7 +121,7 @@ def agent_validate(resource: Resource, staged: Staged) -> Problem | None:
 def agent_reload(resource: Resource, applied: Applied) -> str | None:
     """Through the socket where only weights, states and addresses differ; else a reload, and its proof."""
     settings = settings_of(resource)
-    if settings is None or resource.reload.configured:
+    if settings is None or not settings.socket or resource.reload.configured:
         return None
     marked = _marked(applied)
     before = control.look(settings.socket, marked[0].variable if marked else "NONE")
@@ -156,7 +156,7 @@ def agent_reload(resource: Resource, applied: Applied) -> str | None:
 def agent_health(resource: Resource, applied: Applied) -> Problem | None:
     """The process that answers has read the files on disk, and its servers are as they say."""
     settings = settings_of(resource)
-    if settings is None:
+    if settings is None or not settings.socket:
         return None
     for want in _marked(applied):
         if control.look(settings.socket, want.variable) is None:

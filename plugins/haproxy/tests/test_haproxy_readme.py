@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from etcd_agent.errors import ConfigError
+from etcd_agent.values import Applied
 from tests.plugin_support import SECTIONS, Readme, installed_plugins, plugin_module, resource_of
 
 
@@ -28,6 +29,12 @@ def test_the_manual_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "    server a 10.0.0.1:8080 weight 1 check\n" in text
     assert "    server b 10.0.0.2:8080 weight 5 disabled check\n" in text
     assert "    use_backend files if { path_beg /files/ }\n" in text
+
+
+def test_without_a_socket_it_renders_and_checks_only() -> None:
+    module, resource = plugin_module("haproxy"), resource_of("haproxy", {"socket": ""})
+    assert module.agent_reload(resource=resource, applied=Applied(1, ("/x",), ("/x",))) is None
+    assert module.agent_health(resource=resource, applied=Applied(1, ("/x",), ())) is None
 
 
 def test_settings() -> None:
