@@ -28,6 +28,10 @@ class Services:
         """
         self._registrar.set_services(config.services)
 
+    def adopt(self, old: Services) -> None:
+        """Take over what ``old`` offers, so that a new configuration takes no service away."""
+        self._registrar.adopt(old._registrar)
+
     @property
     def offered(self) -> dict[str, str]:
         """Each service of this host: "registered", or why not."""

@@ -175,6 +175,7 @@ class Watcher(threading.Thread):
         service: ServiceConfig,
         client: Client,
         *,
+        well: bool = False,
         run_check: Callable[[ServiceCheck], str | None] = problem,
     ) -> None:
         super().__init__(name=f"service {service.name}", daemon=True)
@@ -182,6 +183,9 @@ class Watcher(threading.Thread):
         self.reason: str | None = "not checked yet"
         self._client = client
         self._run_check = run_check
+        self._judge = Judge(
+            service.check.rise if service.check.configured else 1, service.check.fall, well=well
+        )
         self._stopping = threading.Event()
         self._registration: Registration | None = None
 
@@ -192,12 +196,11 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         check = self.service.check
-        judge = Judge(check.rise if check.configured else 1, check.fall)
         # Services of many hosts, started together, are not to be checked together.
         pause_s = 0.0
         while not self._stopping.wait(pause_s):
             self.reason = self._checked(check)
-            self._act(judge.observe(self.reason is None))
+            self._act(self._judge.observe(self.reason is None))
             pause_s = check.interval_s * (0.95 + 0.1 * random.random())
         self._act(False)
 
@@ -235,6 +238,16 @@ class Registrar:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._watchers: dict[str, Watcher] = {}
+        self._well: frozenset[str] = frozenset()
+
+    def adopt(self, other: Registrar) -> None:
+        """Go on where ``other`` is: with its services as they stand, or, if they are offered through another
+        client, with what it thinks of them. To be called before ``set_services``; then ``other`` is closed.
+        """
+        if other._client is self._client:
+            self._watchers, other._watchers = other._watchers, self._watchers
+        else:
+            self._well = frozenset(key for key, watcher in other._watchers.items() if watcher.registered)
 
     def set_services(self, services: Sequence[ServiceConfig]) -> None:
         wanted = {service.key: service for service in services}
@@ -246,8 +259,9 @@ class Registrar:
         self._end(ended)
         for key, service in wanted.items():
             if key not in self._watchers:
-                watcher = self._watchers[key] = Watcher(service, self._client)
+                watcher = self._watchers[key] = Watcher(service, self._client, well=key in self._well)
                 watcher.start()
+        self._well = frozenset()
 
     def states(self) -> dict[str, str]:
         """What is known of each service, for people: "registered", or why not."""

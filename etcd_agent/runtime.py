@@ -372,6 +372,7 @@ class Agent:
             raise
         self._config, self._applier = config, applier
         if services is not self._services:
+            services.adopt(self._services)
             self._services.close()
             self._services = services
             for status in self._scheduler.statuses.values():

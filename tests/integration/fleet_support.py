@@ -140,7 +140,8 @@ class AgentFleet:
         return path.read_text() if path.exists() else ""
 
     def log(self, name: str) -> str:
-        return (self.folder / name / "log").read_text(errors="replace")
+        path = self.folder / name / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     @property
     def events(self) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from tests.integration.fleet_support import AgentFleet
 from tests.live_cluster import LiveCluster
 from tests.servers import available_servers, start_server
 
-ROLLOUT_S = 60.0
+ROLLOUT_S = 90.0
 STATUS, GROUP = "/_agents/status", "/_agents/rollout/web/"
 STORES = [pytest.param(("etcd-py", 50), id="etcd-py"), pytest.param(("3.4", 20), id="3.4")]
 
@@ -115,7 +115,7 @@ def _world(tmp_path: Path, size: int, nodes: list[str], cluster: LiveCluster | N
             yield World(fleet, client, started, cluster)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_fifty_agents(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     fleet, others = world.fleet, world.fleet.names[1:]
     times: dict[str, float] = {}

@@ -54,6 +54,16 @@ def test_services_come_and_go_with_the_agent(server: Server, tmp_path: Path) -> 
         (files / "cache.toml").write_text(SERVICE.format(port=6379, check=""))
         fleet.signal("h00", signal.SIGHUP)
         wait_until(lambda: services() == ["10.0.0.7:6379", "10.0.0.7:5433"], "what has changed is changed")
+        kept = find_keys(client)
+        settings = fleet.config("h00").read_text()
+        fleet.config("h00").write_text(settings.replace("max_concurrent = 2", "max_concurrent = 3"))
+        fleet.signal("h00", signal.SIGHUP)
+        wait_until(lambda: fleet.log("h00").count("configuration loaded again") == 2, "loaded again")
+        assert find_keys(client) == kept, "other settings do not touch the services"
+        fleet.config("h00").write_text(settings.replace('request_timeout = "10s"', 'request_timeout = "9s"'))
+        fleet.signal("h00", signal.SIGHUP)
+        wait_until(lambda: fleet.log("h00").count("configuration loaded again") == 3, "loaded again")
+        wait_until(lambda: len(services()) == 2, "with another client to the store, at once")
         fleet.signal("h00", signal.SIGTERM)
         started_s = time.monotonic()
         wait_until(lambda: not services(), "taken away when the agent stops")
@@ -64,6 +74,10 @@ def test_services_come_and_go_with_the_agent(server: Server, tmp_path: Path) -> 
         fleet.kill("h00")
         assert services()
         wait_until(lambda: not services(), "taken away by the lease when it dies")
+
+
+def find_keys(client: Client) -> list[tuple[bytes, int]]:
+    return [(kv.key, kv.mod_revision) for kv in client.get_prefix("/services/").kvs]
 
 
 @pytest.mark.skipif("3.4" not in STORES, reason="etcd is not installed")

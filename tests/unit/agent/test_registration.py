@@ -120,6 +120,11 @@ def test_it_takes_a_whole_row_to_change(rise: int, fall: int, results: list[bool
             assert states[-1] == results[-1]
 
 
+def test_a_service_that_was_well_before_a_reload_still_is() -> None:
+    judge = Judge(rise=2, fall=2, well=True)
+    assert [judge.observe(passed) for passed in (False, True, False, False)] == [True, True, True, False]
+
+
 def test_checks() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
