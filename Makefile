@@ -24,6 +24,9 @@ sim: setup ## simulate whole clusters: SEED=n, or SEEDS=a..b
 bench: setup ## compare with etcd on this machine: rates, latencies, CPU, memory
 	@$(PYTHON) -m benchmarks.bench $(ARGS)
 
+bench-agent: setup ## measure the agent: from a put to file and reload, idle CPU, a thousand watchers
+	@$(PYTHON) -m benchmarks.agent $(ARGS)
+
 rpm: ## build the RPMs, and a signed repository of them: build/rpm/repository
 	@packaging/rpm/build.sh
 
@@ -36,4 +39,4 @@ proto: setup ## generate the message classes from etcd_server/api/proto/*.proto
 clean: ## remove what was built
 	rm -rf .venv build wire/target benchmarks/loadgen/target $(WIRE)
 
-.PHONY: help setup demo test check sim bench rpm test-packages proto clean
+.PHONY: help setup demo test check sim bench bench-agent rpm test-packages proto clean
