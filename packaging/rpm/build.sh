@@ -1,17 +1,19 @@
 #!/bin/sh
 # Builds the RPMs and a signed repository of them: `make rpm`. Set in the environment, all with a default:
-#   OUTPUT    where all goes, build/rpm; the repository is OUTPUT/repository
-#   SOURCE    the tree that is packed, this one
-#   RELEASE   of the packages, 1
-#   BASEURL   what the .repo file says, file://OUTPUT/repository
-#   SIGN_AS   a secret key of the user's GnuPG; unless given, a key is made that is good for tests only
+#   OUTPUT      where all is built, build/rpm
+#   REPOSITORY  where the repository is to be, OUTPUT/repository
+#   SOURCE      the tree that is packed, this one
+#   RELEASE     of the packages, 1
+#   BASEURL     what the .repo file says, file://REPOSITORY
+#   SIGN_AS     a secret key of the user's GnuPG; unless given, a key is made that is good for tests only
 # Two steps: what needs the network brings together wheels, each with a known hash, and rpmbuild arranges them.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 SOURCE=${SOURCE:-$(cd "$here/../.." && pwd)}
 OUTPUT=${OUTPUT:-$SOURCE/build/rpm}
 RELEASE=${RELEASE:-1}
-BASEURL=${BASEURL:-file://$OUTPUT/repository}
+repository=${REPOSITORY:-$OUTPUT/repository}
+BASEURL=${BASEURL:-file://$repository}
 PYTHONS="3.11 3.12 3.13 3.14"
 GLIBC=2.17
 machine=$(uname -m)
@@ -113,21 +115,22 @@ build_packages() {
 
 # A repository that dnf and yum trust by its key.
 make_repository() {
-    repository=$OUTPUT/repository
     mkdir -p "$repository"
     rm -f "$repository"/*.rpm
     mv "$top"/RPMS/*.rpm "$repository"
     if [ -z "${SIGN_AS:-}" ]; then
         SIGN_AS=tests@etcd-py.invalid
-        GNUPGHOME=${TEST_KEY:-$OUTPUT/test-key}
+        GNUPGHOME=$OUTPUT/test-key
         export GNUPGHOME
         if [ ! -d "$GNUPGHOME" ]; then
             mkdir -m 700 "$GNUPGHOME"
-            gpg --batch --quiet --passphrase '' --quick-generate-key "etcd-py tests <$SIGN_AS>" rsa3072 sign 30d 2>/dev/null
+            gpg --batch --quiet --passphrase '' --quick-generate-key "etcd-py tests <$SIGN_AS>" rsa3072 sign 30d \
+                2>/dev/null
         fi
     fi
     gpg --armor --export "$SIGN_AS" >"$repository/RPM-GPG-KEY-etcd-py"
-    rpmsign --define "__gpg $(command -v gpg)" --define "_gpg_name $SIGN_AS" --addsign "$repository"/*.rpm >/dev/null 2>&1
+    rpmsign --define "__gpg $(command -v gpg)" --define "_gpg_name $SIGN_AS" \
+        --addsign "$repository"/*.rpm >/dev/null 2>&1
     gpgconf --kill gpg-agent
     createrepo_c --quiet "$repository"
     sed "s,@BASEURL@,$BASEURL,g" "$here/etcd-py.repo" >"$repository/etcd-py.repo"
