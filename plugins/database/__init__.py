@@ -151,8 +151,9 @@ def agent_reload(resource: Resource, applied: Applied) -> str | None:
     before = pool.held(settings.console, timeout_s)
     if before is None:
         return "pgbouncer does not run; it reads its files when it starts"
-    if files is None:
-        return None
+    if files is None:  # no pgbouncer.ini of ours among the files, so nothing proves what it reads
+        pool.tell(settings.console, timeout_s)
+        return "pgbouncer was told to reload"
     if not pool.reload(settings.console, files, before, settings.settle_s, timeout_s):
         raise ReloadError(
             f"pgbouncer was told to reload, but after {timeout_s:g} s it has not read its files "

@@ -208,6 +208,11 @@ def reload(console: Console, files: Files, before: Shown, settle_s: float, timeo
     return True
 
 
+def tell(console: Console, timeout_s: float) -> None:
+    """RELOAD without proof. ReloadError as ``held``."""
+    _asked(console, "RELOAD", timeout_s)
+
+
 def _await_quiet(console: Console, names: Sequence[str], settle_s: float, timeout_s: float) -> None:
     """Wait until nothing logs in, seen twice in a row; no longer than ``settle_s``."""
     deadline_s = time.monotonic() + settle_s

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from etcd_agent import RenderError
+from etcd_agent import ReloadError, RenderError
 from etcd_agent.errors import ConfigError
-from etcd_agent.values import Resource, Template
+from etcd_agent.values import Applied, Reload, Resource, Template
 from tests.plugin_support import (
     SECTIONS,
     Readme,
@@ -160,6 +160,62 @@ def test_what_moves_is_known_from_the_console_and_the_file() -> None:
     assert pool.moved(pool.shown(table.replace("a b", "a c")), text) == ["app"]
     assert pool.moved(pool.shown(""), text) == [], "what was not there has no clients"
     assert pool.logins("database\tuser\tsv_login\napp\ta\t2\napp\tb\t1\nlog\tc\t0\n") == {"app": 3, "log": 0}
+
+
+PSQL = """#!/bin/sh
+cd {folder}
+for sql in "$@"; do :; done
+echo "$sql" >> log
+case $sql in
+"SHOW DATABASES") test ! -e away || {{ echo "psql: error: ... Connection refused" >&2; exit 2; }}
+    if grep -q RELOAD log && [ ! -e deaf ]; then cat new; else cat old; fi ;;
+"SHOW POOLS") printf 'database\\tuser\\tsv_login\\napp\\tu\\t%s\\n' "$(cat logins)"; echo 0 > logins ;;
+RELOAD) test ! -e refuse || {{ echo "ERROR: no admin" >&2; exit 1; }} ;;
+esac
+"""
+
+
+def test_a_reload_waits_for_logins_and_then_for_its_proof(tmp_path: Path) -> None:
+    """What the console is asked, in which order, by a psql that answers as pgbouncer does."""
+    text = rendered("database", RESOURCE, POOL, "pgbouncer.ini.j2")
+    ini = tmp_path / "pgbouncer.ini"
+    ini.write_text(text)
+    marker = text.rpartition("dbname=")[2].split()[0]
+    rows = "name\thost\tport\tdatabase\tforce_user\napp\t{host}\t5432\tapp\ta b\n"
+    rows += "etcd_py_agent\t-\t1\t{marker}\t\n"
+    (tmp_path / "old").write_text(rows.format(host="10.0.0.9", marker="0"))
+    (tmp_path / "new").write_text(rows.format(host="10.0.0.1", marker=marker))
+    (tmp_path / "psql").write_text(PSQL.format(folder=tmp_path))
+    (tmp_path / "psql").chmod(0o755)
+    settings = {"pgbouncer": "host=/run", "psql": str(tmp_path / "psql")}
+    plugin, resource = plugin_module("database"), resource_of("database", settings)
+
+    def reload(*files: str) -> tuple[str, list[str]]:
+        (tmp_path / "log").write_text("")
+        (tmp_path / "logins").write_text("2")
+        try:
+            done = str(plugin.agent_reload(resource=resource, applied=Applied(1, files, files)))
+        except ReloadError as error:
+            done = str(error)
+        return done, (tmp_path / "log").read_text().splitlines()
+
+    resource = dataclasses.replace(resource, reload=Reload(timeout_s=10.0))
+    done, asked = reload(str(ini))
+    assert done == "pgbouncer reloaded"
+    assert asked == ["SHOW DATABASES", *["SHOW POOLS"] * 3, "RELOAD", "SHOW DATABASES"]
+    assert plugin.agent_health(resource=resource, applied=Applied(1, (str(ini),), ())) is None
+    assert reload("/userlist.txt") == ("pgbouncer was told to reload", ["SHOW DATABASES", "RELOAD"])
+
+    resource = dataclasses.replace(resource, reload=Reload(timeout_s=0.5))
+    (tmp_path / "deaf").touch()
+    assert "it has not read its files to their end" in reload(str(ini))[0]
+    problem = plugin.agent_health(resource=resource, applied=Applied(1, (str(ini),), ()))
+    assert "has not read the files on disk" in str(problem)
+    (tmp_path / "refuse").touch()
+    assert "ERROR: no admin" in reload(str(ini))[0]
+    (tmp_path / "away").touch()
+    assert reload(str(ini))[0] == "pgbouncer does not run; it reads its files when it starts"
+    assert plugin.agent_health(resource=resource, applied=Applied(1, (str(ini),), ())) is None
 
 
 def test_files_with_passwords_are_kept_from_others() -> None:
