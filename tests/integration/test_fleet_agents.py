@@ -117,82 +117,14 @@ def _world(tmp_path: Path, size: int, nodes: list[str], cluster: LiveCluster | N
 
 @pytest.mark.timeout(400)
 def test_fifty_agents(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    fleet, others = world.fleet, world.fleet.names[1:]
+    fleet = world.fleet
     times: dict[str, float] = {}
-    begun_s = time.monotonic()
-
-    def lap(name: str) -> None:
-        nonlocal begun_s
-        times[name] = round(time.monotonic() - begun_s, 1)
+    changes = [world.started_revision]
+    for stage in (all_get_the_first_value, a_bad_value_stops_at_the_canary, a_killed_agents_slot_frees_itself,
+                  the_store_loses_its_leader):  # fmt: skip
         begun_s = time.monotonic()
-
-    # All get the first value, the canary before the others.
-    fleet.start(*fleet.names)
-    lap("start")
-    world.wait(lambda: world.have("first"), "all hosts have the first value")
-    lap("first")
-    assert fleet.events[0] == ("start", fleet.canary)
-
-    # A bad value stops at the canary.
-    before = len(fleet.events)
-    bad = world.put("BAD")
-    halt = world.wait(lambda: world.client.get(f"{GROUP}halt"), "the group is halted")
-    assert json.loads(halt.value)["host"] == fleet.canary
-    assert json.loads(halt.value)["revision"] >= bad
-    world.wait(
-        lambda: [world.states()[name] for name in others] == ["WAITING_SLOT"] * len(others), "the others wait"
-    )
-    lap("bad")
-    assert {name for _, name in fleet.events[before:]} == {fleet.canary}
-    assert all(fleet.content(name) == f"first on {name}\n" for name in fleet.names), (
-        "the old files are in force"
-    )
-    assert world.states()[fleet.canary] == "ROLLED_BACK"
-    shown = world.run("rollout", "status")
-    assert shown.returncode == 2, shown.stderr
-    assert f"HALTED: halted: app of revision {bad} was rolled back on h00" in shown.stdout
-    shown = world.run("fleet")
-    assert shown.returncode == 2, shown.stderr
-    counted = f"{len(fleet.names)} hosts, {len(fleet.names)} alive; {len(fleet.names)} resources"
-    assert f"{counted}: {len(others)} WAITING_SLOT, 1 ROLLED_BACK" in shown.stdout
-
-    # A good one goes to all, although an agent is killed in the middle of its change.
-    victim = others[-1]
-    (fleet.hold / victim).touch()
-    before = len(fleet.events)
-    good = world.put("good")
-    world.wait(lambda: ("start", victim) in fleet.events[before:], "the victim is in its reload")
-    held = [
-        kv for kv in world.client.get_prefix(f"{GROUP}slot/").kvs if json.loads(kv.value)["host"] == victim
-    ]
-    assert len(held) == 1
-    fleet.kill(victim)
-    killed_s = time.monotonic()
-    (fleet.hold / victim).unlink()
-
-    def is_free() -> bool:
-        """The key is gone, or is another's by now."""
-        found = world.client.get(held[0].key)
-        return found is None or found.create_revision != held[0].create_revision
-
-    world.wait(is_free, "the slot of the killed agent is free")
-    times["slot free"] = round(time.monotonic() - killed_s, 1)
-    world.wait(lambda: world.have("good", victim), "all the others have the good value")
-    lap("good")
-    fleet.start(victim)
-    world.wait(lambda: world.have("good"), "the killed one has taken up where it was")
-    lap("again")
-
-    # The store loses its leader in the middle.
-    changes = [world.started_revision, bad, good]
-    if world.cluster is not None:
-        before = len(fleet.events)
-        changes.append(world.put("better"))
-        world.wait(lambda: len(fleet.events) > before + 10, "it is under way")
-        world.cluster.leader().kill()
-        world.wait(lambda: world.have("better"), "all have it, whoever leads the store")
-        lap("leader lost")
-
+        changes += stage(world)
+        times[stage.__name__] = round(time.monotonic() - begun_s, 1)
     assert fleet.most_at_once() <= 2
     slots, hasty = judged(world.history(), fleet.canary, changes)
     assert slots == 2, "both slots were used, never a third"
@@ -202,6 +134,72 @@ def test_fifty_agents(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(host["well"] for host in json.loads(shown.stdout)["hosts"]) == len(fleet.names)
     with capsys.disabled():
         print(f" {len(fleet.names)} agents, seconds: {times}", end=" ")
+
+
+def all_get_the_first_value(world: World) -> list[int]:
+    """The canary before the others."""
+    world.fleet.start(*world.fleet.names)
+    world.wait(lambda: world.have("first"), "all hosts have the first value")
+    assert world.fleet.events[0] == ("start", world.fleet.canary)
+    return []
+
+
+def a_bad_value_stops_at_the_canary(world: World) -> list[int]:
+    fleet, others = world.fleet, world.fleet.names[1:]
+    before = len(fleet.events)
+    bad = world.put("BAD")
+    halt = world.wait(lambda: world.client.get(f"{GROUP}halt"), "the group is halted")
+    assert json.loads(halt.value)["host"] == fleet.canary
+    assert json.loads(halt.value)["revision"] >= bad
+    expected = {name: "WAITING_SLOT" for name in others} | {fleet.canary: "ROLLED_BACK"}
+    world.wait(lambda: world.states() == expected, "the canary has gone back, the others wait")
+    assert {name for _, name in fleet.events[before:]} == {fleet.canary}
+    assert all(fleet.content(name) == f"first on {name}\n" for name in fleet.names), "the old files stay"
+    shown = world.run("rollout", "status")
+    assert shown.returncode == 2, shown.stderr
+    assert f"HALTED: halted: app of revision {bad} was rolled back on h00" in shown.stdout
+    shown = world.run("fleet")
+    assert shown.returncode == 2, shown.stderr
+    counted = f"{len(fleet.names)} hosts, {len(fleet.names)} alive; {len(fleet.names)} resources"
+    assert f"{counted}: {len(others)} WAITING_SLOT, 1 ROLLED_BACK" in shown.stdout
+    return [bad]
+
+
+def a_killed_agents_slot_frees_itself(world: World) -> list[int]:
+    """A good value goes to all the others, and to the killed one when it is started again."""
+    fleet = world.fleet
+    victim = fleet.names[-1]
+    (fleet.hold / victim).touch()
+    before = len(fleet.events)
+    good = world.put("good")
+    world.wait(lambda: ("start", victim) in fleet.events[before:], "the victim is in its reload")
+    slots = world.client.get_prefix(f"{GROUP}slot/").kvs
+    (held,) = (kv for kv in slots if json.loads(kv.value)["host"] == victim)
+    fleet.kill(victim)
+    (fleet.hold / victim).unlink()
+
+    def is_free() -> bool:
+        """The key is gone, or is another's by now."""
+        found = world.client.get(held.key)
+        return found is None or found.create_revision != held.create_revision
+
+    world.wait(is_free, "the slot of the killed agent is free")
+    world.wait(lambda: world.have("good", victim), "all the others have the good value")
+    fleet.start(victim)
+    world.wait(lambda: world.have("good"), "the killed one has taken up where it was")
+    return [good]
+
+
+def the_store_loses_its_leader(world: World) -> list[int]:
+    """In the middle of a rollout, where the store has more than one member."""
+    if world.cluster is None:
+        return []
+    before = len(world.fleet.events)
+    better = world.put("better")
+    world.wait(lambda: len(world.fleet.events) > before + 10, "it is under way")
+    world.cluster.leader().kill()
+    world.wait(lambda: world.have("better"), "all have it, whoever leads the store")
+    return [better]
 
 
 def judged(history: list[Event], canary: str, changes: list[int]) -> tuple[int, list[str]]:
