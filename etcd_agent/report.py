@@ -29,7 +29,7 @@ from urllib.parse import quote
 from etcd_agent.errors import ConfigError
 from etcd_agent.loop import backoff_s
 from etcd_agent.values import AgentConfig, Reporter, ResourceStatus, Retry
-from etcd_client import Client, EtcdError, Lease, ops
+from etcd_client import Client, EtcdError, Lease, RequestError, ops
 
 logger = logging.getLogger(__name__)
 
@@ -212,12 +212,16 @@ class StoreReporter:
             return
         if self._lease is not None:
             self._lease.stop_keeping_alive()
-        lease = self._client.lease(max(1, round(self._ttl_s)))
         top = host_key(self._prefix, self._host)
         known = {self._resource_key(name).encode() for name in self._sensitive}
         found = self._client.get_prefix(f"{top}/", keys_only=True)
         stale = [ops.delete(kv.key) for kv in found.kvs if kv.key not in known]
-        self._client.txn(success=[self._put(top, self._about, lease.lease_id), *stale[: _OPERATIONS - 1]])
+        lease = self._client.lease(max(1, round(self._ttl_s)))
+        try:
+            self._client.txn(success=[self._put(top, self._about, lease.lease_id), *stale[: _OPERATIONS - 1]])
+        except RequestError:
+            lease.revoke()  # not to be left behind by each attempt
+            raise
         with self._news:
             self._written.clear()
         self._lease = lease

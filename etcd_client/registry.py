@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from etcd_client.client import DEFAULT_IDLE_TIMEOUT_S, Client
-from etcd_client.errors import EtcdError, NotFound
+from etcd_client.errors import EtcdError, NotFound, RequestError
 from etcd_client.lease import Lease
 from etcd_client.live import LiveConfig
 from etcd_client.session import Backoff
@@ -173,7 +173,11 @@ class Registration:
 
     def _register(self) -> None:
         lease = self._client.lease(self._ttl_s)
-        self._client.put(self.key, self._value, lease=lease.lease_id)
+        try:
+            self._client.put(self.key, self._value, lease=lease.lease_id)
+        except RequestError:
+            lease.revoke()  # not to be left behind by each attempt
+            raise
         if self._lease is not None:
             self._lease.stop_keeping_alive()
         self._lease = lease

@@ -25,6 +25,7 @@ from etcd_client import (
     WatchBatch,
     ops,
 )
+from etcd_client.registry import Registration
 from tests.integration.secure_support import SecureEtcd, ask, protect
 from tests.servers import available_servers, free_ports
 from tests.unit.client.certificates import Authority
@@ -173,6 +174,21 @@ def test_following_begins_again_once_the_permission_is_there(server: SecureEtcd)
         with pytest.raises(PermissionDenied):
             for _ in follow:
                 continue
+
+
+def test_a_registration_that_is_not_permitted_leaves_no_leases_behind(
+    client: Client, server: SecureEtcd
+) -> None:
+    with Client(server.url, user="root", password="root's password") as root:
+        before = set(root.leases())
+        registration = Registration(client, "/services/a", "10.0.0.1:80", ttl_s=60)
+        registration.start()
+        deadline_s = time.monotonic() + LIMIT_S
+        while not isinstance(registration.last_error, PermissionDenied):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        registration.stop()
+        assert set(root.leases()) <= before
 
 
 def test_a_user_where_nobody_is_asked_who_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -151,7 +151,7 @@ def a_bad_value_stops_at_the_canary(world: World) -> list[int]:
     halt = world.wait(lambda: world.client.get(f"{GROUP}halt"), "the group is halted")
     assert json.loads(halt.value)["host"] == fleet.canary
     assert json.loads(halt.value)["revision"] >= bad
-    expected = {name: "WAITING_SLOT" for name in others} | {fleet.canary: "ROLLED_BACK"}
+    expected = dict.fromkeys(others, "WAITING_SLOT") | {fleet.canary: "ROLLED_BACK"}
     world.wait(lambda: world.states() == expected, "the canary has gone back, the others wait")
     assert {name for _, name in fleet.events[before:]} == {fleet.canary}
     assert all(fleet.content(name) == f"first on {name}\n" for name in fleet.names), "the old files stay"
