@@ -10,6 +10,7 @@ from etcd_agent.hookspecs import HOOK_API, hookimpl
 from etcd_agent.keyspace import View
 from etcd_agent.tables import Table
 from etcd_agent.values import Applied, Event, Problem, Resource, Snapshot, Staged, StagedFile
+from etcd_agent.workers import idle
 
 __all__ = [
     "HOOK_API",
@@ -29,5 +30,6 @@ __all__ = [
     "View",
     "commands",
     "hookimpl",
+    "idle",
     "tables",
 ]

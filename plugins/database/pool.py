@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-from etcd_agent import ReloadError, RenderError, commands
+from etcd_agent import ReloadError, RenderError, commands, idle
 
 from .model import POSTGRESQL, Database, Pool
 
@@ -204,7 +204,8 @@ def reload(console: Console, files: Files, before: Shown, settle_s: float, timeo
     while (now := held(console, timeout_s)) is None or now.marker != files.marker:
         if time.monotonic() >= deadline_s:
             return False
-        time.sleep(_POLL_S)
+        with idle():
+            time.sleep(_POLL_S)
     return True
 
 
@@ -220,7 +221,8 @@ def _await_quiet(console: Console, names: Sequence[str], settle_s: float, timeou
     while quiet < 2 and time.monotonic() < deadline_s:
         busy = logins(_asked(console, "SHOW POOLS", timeout_s))
         quiet = 0 if any(busy.get(name) for name in names) else quiet + 1
-        time.sleep(_POLL_S)
+        with idle():
+            time.sleep(_POLL_S)
 
 
 def logins(table: str) -> dict[str, int]:

@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from etcd_agent import idle
+
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _KEPT_ERRORS_BYTES = 16 * 1024
 _KILL_GRACE_S = 2.0
@@ -49,7 +51,8 @@ def run(command: Sequence[str], request: bytes, timeout_s: float) -> Ended:
         except (OSError, ValueError) as error:
             return Ended(b"", f"cannot be started: {error}")
         try:
-            status = process.wait(timeout_s)
+            with idle():
+                status = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             _kill(process)
             return Ended(b"", f"ran longer than {timeout_s:g} s and was killed")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from etcd_agent import ReloadError
+from etcd_agent import ReloadError, idle
 
 from . import runtime
 
@@ -37,7 +37,7 @@ class Process:
 def ask(path: str, command: str, timeout_s: float = _ASK_TIMEOUT_S) -> str:
     """One command, its answer whole. OSError when nobody answers in time."""
     deadline_s = time.monotonic() + timeout_s
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    with idle(), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
         connection.connect(path)
         connection.sendall(command.encode() + b"\n")
@@ -132,4 +132,5 @@ def await_process(
             return True
         if time.monotonic() >= deadline_s or failed():
             return False
-        time.sleep(_POLL_S)
+        with idle():
+            time.sleep(_POLL_S)

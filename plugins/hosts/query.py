@@ -12,6 +12,8 @@ import dns.query
 import dns.rcode
 import dns.rdatatype
 
+from etcd_agent import idle
+
 MOST_NAMES = 200
 _TRY_S = 1.0
 
@@ -34,9 +36,10 @@ def problem(server: str, wanted: Mapping[str, list[str]], timeout_s: float) -> s
                 return f"not all names were answered in {timeout_s:g} s"
             question = dns.message.make_query(name, kind)
             try:
-                answer = dns.query.udp(
-                    question, host.strip("[]"), port=int(port), timeout=min(left_s, _TRY_S)
-                )
+                with idle():
+                    answer = dns.query.udp(
+                        question, host.strip("[]"), port=int(port), timeout=min(left_s, _TRY_S)
+                    )
             except (OSError, dns.exception.DNSException) as error:
                 return f"{name}: no answer: {type(error).__name__}"
             found = {str(item) for each in answer.answer if each.rdtype == kind for item in each}

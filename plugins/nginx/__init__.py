@@ -25,6 +25,7 @@ from etcd_agent import (
     Table,
     commands,
     hookimpl,
+    idle,
     tables,
 )
 
@@ -192,9 +193,10 @@ def _marker_problem(address: str, expected: str, timeout_s: float) -> Problem | 
     host, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
     try:
-        connection.request("GET", MARKER_PATH, headers={"Connection": "close"})
-        answer = connection.getresponse()
-        served = answer.read(64).decode("ascii", "replace").strip()
+        with idle():
+            connection.request("GET", MARKER_PATH, headers={"Connection": "close"})
+            answer = connection.getresponse()
+            served = answer.read(64).decode("ascii", "replace").strip()
     except (OSError, http.client.HTTPException) as error:
         return Problem(f"the marker is not served: {type(error).__name__}", address)
     finally:

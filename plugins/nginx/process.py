@@ -11,7 +11,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from etcd_agent import ReloadError
+from etcd_agent import ReloadError, idle
 
 _POLL_S = 0.02
 _PROC = "/proc"
@@ -82,7 +82,8 @@ def await_new_workers(pid_file: str, before: tuple[Worker, ...], timeout_s: floa
             return True
         if time.monotonic() >= deadline_s:
             return False
-        time.sleep(_POLL_S)
+        with idle():
+            time.sleep(_POLL_S)
 
 
 def _children(pid: int) -> list[int]:

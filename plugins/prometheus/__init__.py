@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from etcd_agent import Applied, Problem, Resource, Table, View, hookimpl, tables
+from etcd_agent import Applied, Problem, Resource, Table, View, hookimpl, idle, tables
 
 from . import model
 
@@ -92,7 +92,8 @@ def agent_health(resource: Resource, applied: Applied) -> Problem | None:
     with requests.Session() as session:
         session.trust_env = False
         try:
-            answer = session.get(url, timeout=resource.health.timeout_s)
+            with idle():
+                answer = session.get(url, timeout=resource.health.timeout_s)
             found = answer.json()
         except requests.ConnectionError:
             return None

@@ -22,6 +22,7 @@ from etcd_agent import (
     Table,
     commands,
     hookimpl,
+    idle,
     tables,
 )
 
@@ -144,7 +145,8 @@ def agent_health(resource: Resource, applied: Applied) -> Problem | None:
     timeout_s = resource.health.timeout_s
     first = _show(settings, timeout_s)
     if first.get("ActiveState") == "active":
-        time.sleep(settings.settle_s)  # a crash loop looks well at each single moment
+        with idle():
+            time.sleep(settings.settle_s)  # a crash loop looks well at each single moment
     then = _show(settings, timeout_s)
     drop_ins = [
         path for path in applied.files if check.is_drop_in(path, settings.unit) and os.path.exists(path)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from etcd_agent.cli_support import applier_of
 from etcd_agent.errors import AgentError, CheckError, ConfigError, HealthError, ReloadError, RenderError
 from etcd_agent.plugins import PluginSet
 from etcd_agent.values import Applied, Event, PluginsConfig, Resource, Snapshot, Staged, StagedFile
+from etcd_agent.workers import Workers
 from tests.plugin_support import (
     SECTIONS,
     Readme,
@@ -196,6 +198,21 @@ def test_a_program_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
     kept = program("""sleep 5 & echo '{"done": "ok"}'""", timeout="3s")
     assert hook("reload", kept, applied=APPLIED) == "ok"
     assert not (tmp_path / "late").exists()
+
+
+def test_a_program_that_takes_long_holds_up_no_other_pass(tmp_path: Path) -> None:
+    """Even where one pass may work at a time: while a program runs, another pass does."""
+    gate, ended = tmp_path / "gate", threading.Event()
+    resource = program(f"until test -e {gate}; do sleep 0.02; done", timeout="20s")
+    workers = Workers(working=1)
+
+    def slow() -> None:
+        hook("health", resource, applied=APPLIED)
+        ended.set()
+
+    workers.submit(slow)
+    workers.submit(gate.touch)
+    assert ended.wait(15)
 
 
 def test_a_program_takes_part_only_where_it_is_listed() -> None:
