@@ -168,8 +168,10 @@ class StoreReporter:
                 if not closing or self._lease is not None:
                     self._write()
                 failures = 0
-            except EtcdError as error:
+            except Exception as error:  # whatever it is, later news must be written
                 failures += 1
+                if not isinstance(error, EtcdError):
+                    logger.exception("report: unexpected")
                 log = logger.warning if failures == 1 else logger.debug
                 log("report: %s; tried again until it is written", error)
                 with self._news:

@@ -455,8 +455,10 @@ class FleetGate:
             try:
                 woken, idle = self._turn(followers[0])
                 failures = 0
-            except EtcdError as error:
+            except Exception as error:  # whatever it is, those who wait must not be forgotten
                 failures += 1
+                if not isinstance(error, EtcdError):
+                    logger.exception("rollout: unexpected")
                 logger.log(logging.DEBUG if failures > 1 else logging.WARNING, "rollout: %s", error)
                 self._closed.wait(backoff_s(_RETRY, failures, random.random))
                 self._look.set()

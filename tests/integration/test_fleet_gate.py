@@ -450,6 +450,34 @@ def test_reports(make: Make) -> None:
     assert fleet.client.get(host_key(prefix, "web1")) is None
 
 
+def test_a_bug_ends_neither_waiting_nor_reporting(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = make()
+    a, b = fleet.host("a"), fleet.host("b")
+    revision = fleet.change()
+    assert a.ask(revision) is None
+    assert b.ask(revision) is not None
+    bugs = iter([True, True])
+    turn = b.gate._turn
+
+    def broken(follower: object) -> object:
+        if next(bugs, False):
+            raise RuntimeError("a bug")
+        return turn(follower)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(b.gate, "_turn", broken)
+    a.done()
+    b.wait_for_wake()
+    reporter = StoreReporter(b.config, b.client, settle_s=0.02)
+    write, failing = reporter._write, iter([True])
+    monkeypatch.setattr(reporter, "_write", lambda: (next(failing, False) and 1 / 0) or write())
+    reporter.changed(ResourceStatus("web", State.APPLIED, 5))
+    wait_until(lambda: fleet.client.get(resource_key(b.config.report.prefix, "b", "web")), "the report")
+    reporter.close()
+    assert {"rollout: unexpected", "report: unexpected"} <= {each.getMessage() for each in caplog.records}
+
+
 def test_reports_after_the_store_was_away(make: Make, server: Server) -> None:
     fleet = make()
     host = fleet.host("web1")
