@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+from etcd_agent.config import load
 from etcd_agent.fleet import (
     Host,
     age,
@@ -22,7 +24,9 @@ from etcd_agent.fleet import (
 )
 from etcd_agent.report import host_key, resource_key
 from etcd_agent.rollout_rules import By, Failure, Halt, Paths, Slot, dump
+from etcd_agent.values import State
 from etcd_client import KeyValue
+from tests import markdown
 
 PREFIX = "/_agents/status"
 NOW = 1000.0
@@ -132,3 +136,37 @@ def test_a_group() -> None:
     assert slots == {"1": {"host": "web2", "resource": "nginx", "revision": 6,
                                                               "since": NOW - 5}}  # fmt: skip
     assert document["halted"] and document["halt"]["host"] == "web1"
+
+
+# --- docs/fleet.md ----------------------------------------------------------------------------------------
+
+
+def test_the_settings_of_the_guide_load(tmp_path: Path) -> None:
+    text = markdown.section(markdown.read("docs/fleet.md"), "A few hosts at a time")
+    (example,) = (block.text for block in markdown.blocks(text) if block.language == "toml")
+    (tmp_path / "agent.toml").write_text(example)
+    config = load(str(tmp_path / "agent.toml"))
+    assert (config.rollout.group, config.rollout.max_concurrent, config.report.enabled) == ("web", 2, True)
+
+
+def test_the_table_of_the_guide() -> None:
+    text = markdown.section(markdown.read("docs/fleet.md"), "What hosts report")
+    (example,) = (block.text for block in markdown.blocks(text) if block.language == "text")
+
+    def host(number: int, state: str, seconds: int, revision: int, files: str, error: str = "") -> Host:
+        about: dict[str, Any] | None = None if error else {}
+        told = report(state, since=NOW - seconds, revision=revision, hash=files, error=error)
+        return Host(f"web-eu-{number}", about, {"nginx": told})
+
+    hosts = [
+        host(1, "APPLIED", 192, 4711, "9f3c01ab"),
+        host(2, "WAITING_SLOT", 14, 4698, "02be77d1"),
+        host(3, "FAILED", 2 * 86400 + 3 * 3600, 4650, "02be77d1", "check: nginx -t: exit status 1"),
+    ]
+    lines = [*(click.unstyle(line) for line in table(list(rows(hosts, NOW)))), "", summary(hosts)]
+    assert example.splitlines() == lines
+
+
+def test_every_state_is_explained() -> None:
+    text = markdown.section(markdown.read("docs/fleet.md"), "What hosts report")
+    assert {cells[0] for cells in markdown.rows(text)} >= set(State.__members__)
