@@ -25,6 +25,7 @@ from etcd_agent.values import (
     ROLLED_BACK,
     UNCHANGED,
     WAITING,
+    WRITTEN,
     AgentConfig,
     Entry,
     Event,
@@ -211,7 +212,11 @@ class Applier:
         """Files wait for their reload: newer ones come first, but never instead of it."""
         try:
             plan = self.plan(resource, snapshot, force=force)
-            return self._executor.apply(resource, plan, snapshot, defer=defer, force=force)
+            outcome = self._executor.apply(resource, plan, snapshot, defer=defer, force=force)
+            if outcome.kind != HELD:
+                return outcome
+            settled = self._executor.settle(resource, defer=defer)
+            return settled or replace(outcome, kind=WRITTEN, error="", detail=outcome.error)
         except AgentError:
             if not defer and self._executor.manifest(resource).phase is Phase.WRITTEN:
                 self._executor.settle(resource)

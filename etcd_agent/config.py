@@ -43,6 +43,7 @@ from etcd_agent.values import (
 
 DEFAULT_PATH = "/etc/etcd-py-agent/agent.toml"
 DEFAULT_STATE_DIR = "/var/lib/etcd-py-agent"
+DEFAULT_RUNTIME_DIR = "/run/etcd-py-agent"
 _CREDENTIALS = "${CREDENTIALS_DIRECTORY}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ACTION = re.compile(r"reload|restart|reload-or-restart|none|signal:[A-Z][A-Z0-9+]*")
@@ -81,12 +82,13 @@ def load(path: str, instance: str | None = None) -> AgentConfig:
     host_id = host.take("id", tables.string, "%H").replace("%H", socket.gethostname())
     labels: dict[str, str] = host.take("labels", tables.string_map, {})
     host.finish()
+    state_dir = root.take("state_dir", tables.absolute_path, _state_dir(instance))
     rollout = _rollout(root.table("rollout"), Rollout(), labels)
     defaults = _Defaults(prefix, wait, check_timeout_s, reload_timeout_s, rollback, plugin_settings, rollout)
     config = AgentConfig(
         source=path,
         confdir=confdir,
-        state_dir=root.take("state_dir", tables.absolute_path, _state_dir(instance)),
+        state_dir=state_dir,
         nodes=root.take("nodes", _nodes, ("http://127.0.0.1:2379",)),
         prefix=prefix,
         watch=root.take("watch", tables.boolean, True),
@@ -108,7 +110,7 @@ def load(path: str, instance: str | None = None) -> AgentConfig:
         credentials=_credentials(root),
         listen=_listen(root.table("http")),
         schema_prefix=_schema_prefix(root.table("schema")),
-        runtime_dir=root.take("runtime_dir", tables.absolute_path, _runtime_dir()),
+        runtime_dir=root.take("runtime_dir", tables.absolute_path, _runtime_dir(state_dir)),
     )
     root.finish()
     return config
@@ -491,11 +493,12 @@ def _schema_prefix(table: Table) -> str:
     return prefix
 
 
-def _runtime_dir() -> str:
-    """What systemd's RuntimeDirectory= would be, or a user's own."""
-    if os.geteuid() == 0 or "XDG_RUNTIME_DIR" not in os.environ:
-        return "/run/etcd-py-agent"
-    return f"{os.environ['XDG_RUNTIME_DIR']}/etcd-py-agent"
+def _runtime_dir(state_dir: str) -> str:
+    """systemd's RuntimeDirectory=; for who may not write there a user's own, or none that is shared."""
+    if os.geteuid() == 0 or os.access(DEFAULT_RUNTIME_DIR, os.W_OK):
+        return DEFAULT_RUNTIME_DIR
+    user = os.environ.get("XDG_RUNTIME_DIR")
+    return f"{user}/etcd-py-agent" if user else state_dir
 
 
 def _ratio(value: Any) -> float:

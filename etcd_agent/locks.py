@@ -61,12 +61,13 @@ class DestinationLocks:
     def take(self, destinations: Iterable[str]) -> None:
         """Raises LockedError for a file that another agent writes."""
         with self._lock:
+            file = self._file()
             for dest in destinations:
                 position = _position(dest)
                 if position in self._held:
                     continue
                 try:
-                    fcntl.lockf(self._file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
                 except OSError as error:
                     if error.errno in (errno.EACCES, errno.EAGAIN):
                         raise LockedError(f"{dest} is written by another agent of this host") from error
@@ -83,8 +84,11 @@ class DestinationLocks:
 
     def _file(self) -> int:
         if self._descriptor < 0:
-            os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise LockedError(f"{self._path}: cannot be used: {error.strerror} (runtime_dir)") from error
         return self._descriptor
 
 

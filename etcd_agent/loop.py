@@ -21,6 +21,7 @@ from etcd_agent.values import (
     DRIFTED,
     HELD,
     ROLLED_BACK,
+    UNCHANGED,
     WAITING,
     WRITTEN,
     Outcome,
@@ -59,6 +60,7 @@ class Pacer:
     woken: bool = False
     waits_for_slot: bool = False
     passed_at: float | None = None
+    settled_once: bool = False
 
     def changed(self, now: float) -> None:
         """A key of the resource may have changed."""
@@ -83,12 +85,18 @@ class Pacer:
         self.woken = False
         return self.reload_at() > now
 
+    def started_settling(self) -> None:
+        """A pass begins that only does what is owed; what has changed is left for another."""
+        self.retry_at = None
+        self.woken = False
+
     def reload_at(self) -> float:
         """The first moment at which a reload may be."""
         return max(self.reload_not_before, self.reloaded_at + self.resource.reload.min_interval_s)
 
     def succeeded(self, now: float, outcome: Outcome, *, complete: bool) -> None:
         self.applied_once = self.applied_once or complete
+        self.settled_once = True
         self.failures = 0
         self.passed_at = now
         self.waits_for_slot = outcome.kind == WAITING and self.reload_at() <= now
@@ -102,6 +110,7 @@ class Pacer:
         ``pending``: a reload is owed, and if it was too early for it, it is still due at its time.
         """
         self.failures += 1
+        self.settled_once = True
         self.passed_at = now
         self.waits_for_slot = False
         self.reload_waits = self.reload_waits and pending and self.reload_at() > now
@@ -177,6 +186,7 @@ class Scheduler:
         self._running: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._blocked: set[str] = set()
+        self.settling: set[str] = set()
         self.statuses: dict[str, ResourceStatus] = {}
 
     def set_pace(self, retry: Retry, interval_s: float, on_error: str) -> None:
@@ -221,7 +231,9 @@ class Scheduler:
     def due(self, now: float) -> list[Resource]:
         """The resources to work on now; those in work, or waiting for others, are not among them.
 
-        They are taken out: each must be ``started``, or given back with ``put_back``.
+        They are taken out: each must be ``started``, or given back with ``put_back``. Those named in
+        ``settling`` wait for others with their keys, but not with a reload that is owed: only that is to be
+        done.
         """
         found: dict[str, Resource] = {}
         while self._heap and self._heap[0][0] <= now:
@@ -229,10 +241,16 @@ class Scheduler:
             pacer = self._pacers.get(name)
             if pacer is None or name in self._running or name in found or pacer.due_at() > at:
                 continue  # an older entry: there is another one if it is still to be
+            self.settling.discard(name)
             if self._obstacles(pacer):
                 self._blocked.add(name)
-                self._note(pacer, now, self.statuses[name].state)
-                continue
+                if pacer.settled_once and not self.statuses[name].reload_pending:
+                    self._note(pacer, now, self.statuses[name].state)
+                    continue
+                if pacer.retry_at is not None and pacer.retry_at > now:
+                    heapq.heappush(self._heap, (pacer.retry_at, name))
+                    continue
+                self.settling.add(name)
             found[name] = pacer.resource
         return list(found.values())
 
@@ -247,6 +265,9 @@ class Scheduler:
     def started(self, resource: Resource, now: float) -> bool:
         """A pass begins. Returns whether it is too early for a reload."""
         self._running[resource.name] = now
+        if resource.name in self.settling:
+            self._pacers[resource.name].started_settling()
+            return False
         defer = self._pacers[resource.name].started(now)
         status = self.statuses[resource.name]
         state = status.state if status.state in (State.APPLIED, State.DRIFTED) else State.APPLYING
@@ -276,12 +297,16 @@ class Scheduler:
             pacer.failed(now, pending=pending)
             status = replace(status, state=State.FAILED, error=str(result))
         else:
+            failures = pacer.failures
             pacer.succeeded(now, result, complete=complete)
-            if complete or result.revision:
+            if resource.name in self.settling and result.kind == UNCHANGED:
+                pass  # nothing was owed, and its keys are yet to be looked at
+            elif complete or result.revision:
                 status = self._after(status, result, pacer)
             else:  # the store is away and nothing was ever applied
                 status = replace(status, state=State.UNKNOWN, waiting="", due_at=0.0)
             if pending and not pacer.reload_waits and not pacer.waits_for_slot:
+                pacer.failures = failures
                 pacer.failed(now)
         self._put(status)
         self._push(resource.name)

@@ -289,6 +289,8 @@ class Agent:
                 continue
             defer = self._scheduler.started(resource, now)
             read = self._sources.reader(resource, self._store)
+            if resource.name in self._scheduler.settling:
+                read = _nothing
             order = self._orders.pop(resource.name, None)
             job = partial(self._pass, self._applier, resource, read, defer, order)
             self._workers.submit(job)
@@ -485,6 +487,11 @@ class Agent:
         self._file.write(self.status(), time.monotonic())
         logger.info("stopped")
         return self._exit_status
+
+
+def _nothing() -> Snapshot | None:
+    """What is read for a pass that only does what is owed."""
+    return None
 
 
 def answer_of(result: Outcome | AgentError) -> Mapping[str, Any]:

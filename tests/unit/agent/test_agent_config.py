@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from etcd_agent.config import load
+from etcd_agent.config import instance_path, load
 from etcd_agent.errors import ConfigError
 from etcd_agent.tables import duration, parse_toml
 from etcd_agent.values import Health, Reload, Template, Wait, minimal_ranges
@@ -249,3 +249,22 @@ def test_wrong_durations(value: object) -> None:
 def test_minimal_ranges() -> None:
     assert minimal_ranges(["/a/b", "/a", "/ab", "/a/b/c"]) == ("/a", "/ab")
     assert minimal_ranges(["/a", ""]) == ("",)
+
+
+def test_an_instance_has_a_file_and_a_state_of_its_own(tmp_path: Path) -> None:
+    assert instance_path(None) == "/etc/etcd-py-agent/agent.toml"
+    assert instance_path("web") == "/etc/etcd-py-agent/web.toml"
+    with pytest.raises(ConfigError, match="--instance: expected letters"):
+        instance_path("../web")
+    write_tree(tmp_path, {"web.toml": ""})
+    config = load(str(tmp_path / "web.toml"), "web")
+    assert (config.confdir, config.state_dir) == (f"{tmp_path}/web", "/var/lib/etcd-py-agent/web")
+
+
+def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/agent")
+    head = 'username = "agent"\npassword_file = "${CREDENTIALS_DIRECTORY}/etcd-password"\n'
+    head += 'client_cert = "/a.crt"\nclient_key = "/a.key"\nnodes = ["https://a:2379"]\n'
+    found = load_config(tmp_path, {}, {}, head).credentials
+    assert found.password_file == "/run/credentials/agent/etcd-password"
+    assert (found.username, found.client_cert, found.client_key) == ("agent", "/a.crt", "/a.key")

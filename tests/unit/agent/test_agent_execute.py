@@ -14,7 +14,7 @@ from etcd_agent.checks import stage_path
 from etcd_agent.errors import CheckError, FilesError, GuardError, ReloadError, RenderError
 from etcd_agent.files import FileSystem, temporary_path
 from etcd_agent.manifest import Phase
-from etcd_agent.values import APPLIED, HELD, RESUMED, ROLLED_BACK, UNCHANGED, AgentConfig
+from etcd_agent.values import APPLIED, HELD, RESUMED, ROLLED_BACK, UNCHANGED, WRITTEN, AgentConfig
 from tests.unit.agent.support import (
     KEY,
     Crash,
@@ -389,3 +389,17 @@ retries = 0
     assert sorted(path.name for path in (etc / "sites").iterdir()) == ["a.conf", "c.conf"]
     assert (etc / "sites/a.conf").read_text() == "1 again\n"
     assert "etcd-py-agent" not in Path("/proc/mounts").read_text()
+
+
+def test_a_reload_that_waits_is_done_although_what_came_next_is_held(host: Host) -> None:
+    host.apply("one")
+    assert host.apply("BAD") == ROLLED_BACK
+    bad_revision = host.revision
+    good = snapshot({KEY: "two"}, host.revision + 1)
+    assert host.applier.run(host.resource, good, defer=True).kind == WRITTEN
+    held = snapshot({KEY: "BAD"}, bad_revision)
+    held = replace(held, revision=host.revision + 5)
+    assert host.applier.run(host.resource, held, defer=True).kind == WRITTEN
+    assert host.applier.run(host.resource, held).kind == APPLIED, "what stands is reloaded with"
+    assert host.service.running == {f"{host.folder}/a.conf": b"two\n"}
+    assert host.text == "two\n"

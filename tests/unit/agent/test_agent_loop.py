@@ -12,6 +12,7 @@ from etcd_agent.loop import NEVER, Pacer, Scheduler, backoff_s
 from etcd_agent.values import (
     APPLIED,
     HELD,
+    RESUMED,
     ROLLED_BACK,
     UNCHANGED,
     WAITING,
@@ -249,10 +250,15 @@ def test_a_dependant_waits_until_what_it_requires_is_applied() -> None:
         made.started(resource, now)
         made.finished(resource, result, now, pending=False)
 
-    assert made.due(0.0) == [base]
+    assert made.due(0.0) == [base, top]
+    assert made.settling == {"top"}, "a reload that is owed waits for nobody"
+    made.started(top, 0.0)
+    made.finished(top, Outcome(UNCHANGED, 0), 0.0, pending=False, complete=False)
+    assert made.due(0.0) == []
     assert made.statuses["top"].waiting == "requires base"
     run(base, CheckError("no"), 0.0)
     assert made.due(0.5) == [], "not while it fails"
+    assert made.statuses["top"].state is State.UNKNOWN
     assert made.passed(), "and it is nothing to wait for at a start"
     assert made.due(1.0) == [base]
     run(base, Outcome(APPLIED, 7, reloaded=True), 1.0)
@@ -288,3 +294,20 @@ def test_reload_of_the_configuration_touches_only_what_changed() -> None:
     made.set_resources((new,), 5.0)
     made.finished(changed, Outcome(APPLIED, 8), 6.0, pending=False)
     assert list(made.statuses) == ["new"]
+
+
+def test_a_dependant_reloads_what_is_owed_with_backoff_while_it_waits() -> None:
+    base = replace(RESOURCE, name="base")
+    top = replace(RESOURCE, name="top", requires=("base",), wait=Wait())
+    made = scheduler(top, base)
+    assert made.due(0.0) == [base, top]
+    made.started(base, 0.0)
+    made.started(top, 0.0)
+    made.finished(top, CheckError("no"), 0.0, pending=True, complete=False)
+    assert made.due(0.5) == [], "with backoff, although its keys have changed"
+    assert made.due(1.0) == [top] and made.settling == {"top"}
+    made.started(top, 1.0)
+    made.finished(top, Outcome(RESUMED, 5, reloaded=True), 1.5, pending=False, complete=False)
+    assert made.due(5.0) == []
+    made.finished(base, Outcome(APPLIED, 7, reloaded=True), 6.0, pending=False)
+    assert made.due(6.0) == [top] and not made.settling, "and now with its keys"

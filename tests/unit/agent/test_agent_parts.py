@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,12 @@ from etcd_agent.locks import DestinationLocks
 from etcd_agent.manifest import Content, FileRecord
 from etcd_agent.pages import CONTROL, Listener, Page, order
 from etcd_agent.redact import redacted
+from etcd_agent.runtime import pass_limit_s
 from etcd_agent.sources import Batch, Group, Listed, Sources, Trouble
-from etcd_agent.values import AgentConfig, Entry, Resource, Snapshot, Template
+from etcd_agent.values import AgentConfig, Entry, Resource, Snapshot, State, Template
 from etcd_agent.workers import Workers, idle
 from etcd_client import Event, EventKind, KeyValue, WatchBatch
-from tests.unit.agent.live import wait_for
+from tests.unit.agent.live import MemoryStore, running, wait_for
 from tests.unit.agent.support import load_config, snapshot
 
 
@@ -330,3 +332,22 @@ def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
             Listener(f"127.0.0.1:{listener.port}", {})
     finally:
         listener.close()
+
+
+def test_the_watchdog_starves_when_a_pass_runs_far_beyond_its_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, {"one": '["/p/one"]'})
+    (only,) = config.resources
+    store = MemoryStore()
+    store.put({"/p/one": "1"})
+    with running(monkeypatch, config, store) as live:
+        live.wait("one", state=State.APPLIED)
+        agent = live.agent
+        assert agent.healthy
+        now = time.monotonic()
+        agent._scheduler._running["one"] = now - pass_limit_s(only)
+        assert agent.healthy, "it may take as long as its commands and health checks may"
+        agent._scheduler._running["one"] = now - pass_limit_s(only) - 61
+        assert not agent.healthy and agent._stuck(now)
+        del agent._scheduler._running["one"]
