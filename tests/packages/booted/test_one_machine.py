@@ -60,6 +60,14 @@ def test_units_are_what_systemd_understands(computer: Computer) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
+def test_completion(computer: Computer) -> None:
+    words = "COMP_WORDS='etcd-pyctl wa' COMP_CWORD=1 _ETCD_PYCTL_COMPLETE=bash_complete"
+    assert computer.shell(f"env {words} etcd-pyctl").strip() == "plain,watch"
+    assert "--data-dir" in computer.shell(
+        "bash -c '. /usr/share/bash-completion/completions/etcd-py && complete -p etcd-py'"
+    )
+
+
 def test_start(computer: Computer) -> None:
     computer.shell("systemctl enable --now etcd-py")
     assert "active (running)" in computer.shell("systemctl status etcd-py")
