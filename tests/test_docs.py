@@ -298,7 +298,11 @@ def test_every_target_of_the_makefile() -> None:
 def test_links_lead_somewhere(path: str) -> None:
     for link in markdown.links(read(path)):
         if not link.startswith(("http://", "https://", "#")):
-            assert (ROOT / path).parent.joinpath(link.partition("#")[0]).exists(), link
+            target, _, place = link.partition("#")
+            target_path = (ROOT / path).parent.joinpath(target)
+            assert target_path.exists(), link
+            if place and target_path.suffix == ".py":
+                assert f"\ndef {place}(" in target_path.read_text(), f"{link}: there is no such test"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
