@@ -74,3 +74,5 @@ def make(disks: Path, base: Path, repository: Path, offered: Path) -> Iterator[M
     yield make
     for computer in made:
         computer.throw_away()
+    if made:
+        (disks / f"run-{os.getpid()}").rmdir()
