@@ -266,9 +266,15 @@ def _confd_resource(root: Table, stem: str, path: str, defaults: _Defaults) -> R
 def _template(table: Table) -> Template:
     owner = table.take("owner", tables.account, None)
     group = table.take("group", tables.account, None)
+    contents = table.take("contents", _optional_string, None)
+    src = table.take("src", _optional_source, None)
+    if (src is None) == (contents is None):
+        raise table.error("a template has either src or contents: expected one of them", "src")
+    dest: str = table.require("dest", tables.absolute_path)
     template = Template(
-        src=table.require("src", _source),
-        dest=table.require("dest", tables.absolute_path),
+        src=src if src is not None else f"contents of {dest}",
+        contents=contents,
+        dest=dest,
         # confd's uid and gid win over owner and group, as they do there.
         owner=table.take("uid", tables.integer(0, 2**32 - 2), owner),
         group=table.take("gid", tables.integer(0, 2**32 - 2), group),
@@ -278,6 +284,7 @@ def _template(table: Table) -> Template:
         sensitive=table.take("sensitive", tables.boolean, False),
         in_place=table.take("in_place", tables.boolean, False),
         action=table.take("action", _action, None),
+        make_directories=table.take("make_directories", tables.boolean, False),
     )
     if template.prune and template.for_each is None:
         raise table.error("prune removes the files of deleted keys and needs for_each", "prune")
@@ -614,6 +621,10 @@ def _action(value: Any) -> str:
 
 def _optional_command(value: Any) -> Command | None:
     return tables.command(value)
+
+
+def _optional_source(value: Any) -> str | None:
+    return _source(value)
 
 
 def _optional_string(value: Any) -> str | None:

@@ -13,6 +13,7 @@ One thread at a time works on one resource; different resources do not meet here
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -44,6 +45,7 @@ from etcd_agent.values import (
     Snapshot,
     Staged,
     StagedFile,
+    Template,
 )
 
 logger = logging.getLogger(__name__)
@@ -214,6 +216,7 @@ class Executor:
         try:
             for action in plan.actions:
                 if action.after is not None:
+                    self._make_directories(resource, plan.target, action.dest)
                     self._files.prepare(action.dest, action.after)
             for action in plan.actions:
                 if action.after is not None:
@@ -266,6 +269,7 @@ class Executor:
         for dest, state in wanted.items():
             if self._files.read(dest) != state:
                 in_place = self._in_place(resource, manifest.target, dest)
+                self._make_directories(resource, manifest.target, dest)
                 self._files.write(dest, state, in_place=in_place)
             self._files.discard(dest)
         for dest in manifest.removed:
@@ -274,13 +278,15 @@ class Executor:
         self._save(resource, manifest)
         return self._resume_reload(resource, manifest, RESUMED)
 
+    def _make_directories(self, resource: Resource, content: Content, dest: str) -> None:
+        """Those above the destination, 0755, if its template says so. They stay when the file goes."""
+        template = _template(resource, content, dest)
+        if template is not None and template.make_directories:
+            self._files.make_directory(os.path.dirname(dest), 0o755)
+
     def _in_place(self, resource: Resource, content: Content, dest: str) -> bool:
-        record = content.files.get(dest)
-        return (
-            record is not None
-            and record.template < len(resource.templates)
-            and resource.templates[record.template].in_place
-        )
+        template = _template(resource, content, dest)
+        return template is not None and template.in_place
 
     # Reload, health, rollback.
 
@@ -450,6 +456,13 @@ class Executor:
 
     def _path(self, resource: Resource, name: str) -> str:
         return f"{self._state_dir}/resources/{resource.name}/{name}".rstrip("/")
+
+
+def _template(resource: Resource, content: Content, dest: str) -> Template | None:
+    """The template that the file was made by, if it still is there."""
+    record = content.files.get(dest)
+    known = record is not None and record.template < len(resource.templates)
+    return resource.templates[record.template] if record is not None and known else None
 
 
 def _idly(sleep: Callable[[float], None]) -> Callable[[float], None]:

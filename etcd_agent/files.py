@@ -205,8 +205,10 @@ class FileSystem:
         except OSError as error:
             raise FilesError(f"{path}: cannot be written: {error.strerror}") from error
 
-    def make_directory(self, path: str) -> None:
-        """A private directory (0700), its missing parents too; one that is there is no error."""
+    def make_directory(self, path: str, mode: int = 0o700) -> None:
+        """A directory (private unless ``mode`` says otherwise), its missing parents too; one that is there
+        is no error.
+        """
         missing: list[str] = []
         while not os.path.isdir(path):
             missing.append(path)
@@ -214,7 +216,7 @@ class FileSystem:
         try:
             for each in reversed(missing):
                 self.step("mkdir", each)
-                os.mkdir(each, 0o700)
+                os.mkdir(each, mode)
                 self._sync_directory(os.path.dirname(each))
         except OSError as error:
             raise FilesError(f"{missing[0]}: cannot be made: {error.strerror}") from error

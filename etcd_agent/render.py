@@ -147,8 +147,14 @@ class Renderer:
         return dest
 
     def _load(self, template: Template) -> jinja2.Template:
+        contents = template.contents
         loaded: jinja2.Template = self._run(
-            template.src, lambda: self._environment.get_template(template.src)
+            template.src,
+            lambda: (
+                self._environment.get_template(template.src)
+                if contents is None
+                else self._environment.from_string(contents)
+            ),
         )
         return loaded
 

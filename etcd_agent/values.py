@@ -60,7 +60,8 @@ class Template:
     child key.
 
     ``in_place``: a destination that cannot be renamed over (a bind-mounted file) is overwritten.
-    ``action``: what a change of this file needs instead of the resource's ``reload.action``.
+    ``action``: what a change of this file needs instead of the resource's ``reload.action``. ``contents``:
+    the template's text itself; ``src`` then only names it in messages.
     """
 
     src: str
@@ -73,6 +74,8 @@ class Template:
     sensitive: bool = False
     in_place: bool = False
     action: str | None = None
+    contents: str | None = None
+    make_directories: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,6 +226,7 @@ def test_every_setting_of_a_resource(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "reload.timeout",
         "health.cmd",
         "template.sensitive",
+        "template.contents",
         "template.uid",
         "template.gid",
     }
@@ -234,13 +235,16 @@ def test_every_setting_of_a_resource(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert key in text, key
 
 
+OURS = ("for_each", "prune", "sensitive", "in_place", "action", "contents", "make_directories")
+
+
 def test_every_setting_of_a_confd_resource(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = section(read("docs/agent.md"), "Resource files: `conf.d/*.toml`")
     confd = re.search(r"loads as it is: (.*?)\. ", text, re.DOTALL)
     assert confd is not None
     documented = {f"template.{key}" for names in code(confd[1].replace("\n", " ")) for key in names.split()}
     minimal = '[template]\nsrc = "a.j2"\ndest = "/a"\nkeys = ["/a"]\n'
-    ours = {f"template.{key}" for key in ("for_each", "prune", "sensitive", "in_place", "action")}
+    ours = {f"template.{key}" for key in OURS}
     assert settings_read(monkeypatch, tmp_path, minimal) - ours == documented
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from etcd_agent.checks import stage_path
-from etcd_agent.errors import CheckError, FilesError, GuardError, ReloadError, RenderError
+from etcd_agent.errors import CheckError, ConfigError, FilesError, GuardError, ReloadError, RenderError
 from etcd_agent.files import FileSystem, temporary_path
 from etcd_agent.manifest import Phase
 from etcd_agent.values import APPLIED, HELD, RESUMED, ROLLED_BACK, UNCHANGED, WRITTEN, AgentConfig
@@ -403,3 +403,16 @@ def test_a_reload_that_waits_is_done_although_what_came_next_is_held(host: Host)
     assert host.applier.run(host.resource, held).kind == APPLIED, "what stands is reloaded with"
     assert host.service.running == {f"{host.folder}/a.conf": b"two\n"}
     assert host.text == "two\n"
+
+
+def test_a_template_in_the_resource_file_and_directories_that_are_made(tmp_path: Path) -> None:
+    dest = tmp_path / "made/for/it/a.conf"
+    template = """contents = '{{ getv("/value") }}!'\nmake_directories = true\n"""
+    resource = f'[resource]\nprefix = "/app"\nkeys = ["/value"]\n[[template]]\ndest = "{dest}"\n{template}'
+    config = load_config(tmp_path, {"app": resource}, {})
+    host = Host(tmp_path, config)
+    assert host.apply("one") == APPLIED
+    assert dest.read_text() == "one!" and dest.parent.stat().st_mode & 0o777 == 0o755
+    assert host.apply("BAD") == ROLLED_BACK and dest.read_text() == "one!"
+    with pytest.raises(ConfigError, match="either src or contents: expected one of them"):
+        load_config(tmp_path, {"app": resource.replace("contents", 'src = "a.j2"\ncontents')}, {})
