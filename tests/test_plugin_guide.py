@@ -17,7 +17,7 @@ import pytest
 from etcd_agent import skeleton
 from etcd_agent.errors import ConfigError, FilesError
 from etcd_agent.plugins import PluginSet
-from etcd_agent.values import PluginsConfig, Resource, Staged, StagedFile
+from etcd_agent.values import PluginsConfig, Resource, Snapshot, Staged, StagedFile
 from tests.markdown import ROOT, blocks, read, section
 from tests.servers import available_servers, start_server
 
@@ -92,7 +92,8 @@ def test_the_first_example(tmp_path: Path) -> None:
     (tmp_path / "staged").write_text("x" * 11)
     resource = Resource("r", "r.toml", "", ("",), (), plugins={"limits": {"max_bytes": 10}})
     staged = Staged(str(tmp_path), (StagedFile("/dest", str(tmp_path / "staged"), True),))
-    (refusal,) = plugins.veto("agent_validate", resource=resource, staged=staged, snapshot=None)
+    snapshot = Snapshot(1, 1, {})
+    (refusal,) = plugins.veto("agent_validate", resource=resource, staged=staged, snapshot=snapshot)
     assert str(refusal) == "/dest: the file is too long"
 
 

@@ -278,7 +278,8 @@ def scenario_stopped_while_full(kind: str, folder: str) -> None:
             server.signal(signal.SIGTERM)
             assert server.wait_for_exit() == 0, server.output
             assert time.monotonic() - begun_s < 4.0
-        assert server.verify().returncode == 0
+        verified = server.verify()
+        assert verified.returncode == 0, verified.stdout + verified.stderr
         junk.remove()
         server.start()
         with server.calls() as calls:
