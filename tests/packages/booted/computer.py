@@ -101,9 +101,14 @@ class Computer:
             raise
         finally:
             self._process = None
-            for folder in (self._cgroup, *sorted(self._cgroup.rglob("*"), reverse=True)):
-                with contextlib.suppress(OSError):  # its files go with it
-                    folder.rmdir()
+            self._remove_cgroups()
+
+    def _remove_cgroups(self) -> None:
+        """Those that nspawn left: in ours, and where the host has them, in systemd's of the first version."""
+        for top in (self._cgroup, Path("/sys/fs/cgroup/systemd") / self._cgroup.name):
+            for folder, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):  # something in it has not ended yet
+                    os.rmdir(folder)
 
     def _leader(self) -> int:
         """The id, seen from here, of its process 1; 0 while there is none."""

@@ -7,6 +7,7 @@ repository if it is elsewhere, ETCD_PY_MACHINES where the machines' disks are to
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -63,10 +64,12 @@ def make(disks: Path, base: Path, repository: Path, offered: Path) -> Iterator[M
         made.append(computer)
         shutil.copytree(repository, computer.root / "srv/etcd-py")
         shutil.copy(offered, computer.root / "srv/offered.rpm")
-        text = (repository / "etcd-py.repo").read_text().splitlines()
-        moved = {"baseurl": "file:///srv/etcd-py", "gpgkey": "file:///srv/etcd-py/RPM-GPG-KEY-etcd-py"}
-        lines = [f"{key}={moved[key]}" if (key := line.partition("=")[0]) in moved else line for line in text]
-        computer.write("/etc/yum.repos.d/etcd-py.repo", "\n".join([*lines, "metadata_expire=0", ""]))
+        # Its address there; both lines of the file name it.
+        text = re.sub(
+            r"file://[^\n]*?(?=/RPM-GPG|\n)", "file:///srv/etcd-py", (repository / "etcd-py.repo").read_text()
+        )
+        computer.write("/srv/etcd-py/etcd-py.repo", f"{text}metadata_expire=0\n")
+        computer.write("/etc/yum.repos.d/etcd-py.repo", f"{text}metadata_expire=0\n")
         computer.start()
         computer.shell("rpm -i /srv/offered.rpm")
         return computer

@@ -10,7 +10,7 @@ mkdir -p "$(dirname "$base")"
 mirror=$(apt-get indextargets --format '$(SITE)' | grep -v security | head -n 1)
 boot=systemd,systemd-sysv,dbus,libnss-systemd,polkitd,procps
 network=iproute2,nftables,netbase,iputils-ping,curl,firewalld
-packages=python3,rpm,dnf,nginx-light,etcd-client
+packages=python3,rpm,dnf,nginx-light,etcd-client,sqlite3
 mmdebstrap --quiet --variant=apt --include="$boot,$network,$packages" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --customize-hook='chroot "$1" systemctl mask getty.target console-getty.service systemd-logind.service \

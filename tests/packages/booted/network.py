@@ -28,7 +28,7 @@ class Host:
 
 
 class Network:
-    """`count` hosts, 10.77.0.1 and on."""
+    """`count` hosts, 10.0.0.1 and on."""
 
     def __init__(self, count: int) -> None:
         prefix = f"epy{os.getpid()}"
@@ -39,7 +39,7 @@ class Network:
         self.hosts = tuple(self._host(f"{prefix}-{number}", number) for number in range(1, count + 1))
 
     def _host(self, namespace: str, number: int) -> Host:
-        host = Host(namespace, f"10.77.0.{number}", self._switch, f"port{number}")
+        host = Host(namespace, f"10.0.0.{number}", self._switch, f"port{number}")
         _ip("netns", "add", namespace)
         _ip("link", "add", "eth0", "netns", namespace, "type", "veth", "peer", "name", host.port,
             "netns", self._switch)  # fmt: skip

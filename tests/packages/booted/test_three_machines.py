@@ -14,7 +14,7 @@ import pytest
 from tests.packages.booted.computer import Computer, Make
 from tests.packages.booted.network import Network
 
-ADDRESSES = ("10.77.0.1", "10.77.0.2", "10.77.0.3")
+ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
 CLUSTER = ",".join(f"infra{n}=http://{address}:2380" for n, address in enumerate(ADDRESSES))
 ENDPOINTS = ",".join(f"http://{address}:2379" for address in ADDRESSES)
 
@@ -97,14 +97,14 @@ def test_closed_and_waiting(computers: list[Computer]) -> None:
 def test_open(computers: list[Computer]) -> None:
     """Clients may come from anywhere, members from the members' network; a second time nothing happens."""
     for computer in computers:
-        said = computer.shell("etcd-py-firewall open --source 10.77.0.0/24")
+        said = computer.shell("etcd-py-firewall open --source 10.0.0.0/24")
         assert said == (
             "zone public: service etcd-client (2379/tcp): open now and for good\n"
-            "zone public: service etcd-server (2380/tcp) from 10.77.0.0/24: open now and for good\n"
+            "zone public: service etcd-server (2380/tcp) from 10.0.0.0/24: open now and for good\n"
         )
-        assert computer.shell("etcd-py-firewall open --source 10.77.0.0/24").count("open already") == 2
+        assert computer.shell("etcd-py-firewall open --source 10.0.0.0/24").count("open already") == 2
         shown = computer.shell("etcd-py-firewall status")
-        assert "(2379/tcp): open\n" in shown and "(2380/tcp): open to 10.77.0.0/24\n" in shown
+        assert "(2379/tcp): open\n" in shown and "(2380/tcp): open to 10.0.0.0/24\n" in shown
     for computer in computers:
         computer.wait_for("systemctl is-active etcd-py")
         assert len(reached(computer, 2380)) == 2
@@ -131,7 +131,7 @@ def test_power_cut(computers: list[Computer]) -> None:
     gone.start()
     gone.wait_for("systemctl is-active etcd-py")
     assert gone.shell("etcdctl get --prefix --keys-only /without/ | grep -c /").strip() == "2"
-    assert "(2380/tcp): open to 10.77.0.0/24\n" in gone.shell("etcd-py-firewall status")
+    assert "(2380/tcp): open to 10.0.0.0/24\n" in gone.shell("etcd-py-firewall status")
 
 
 def test_replacement(computers: list[Computer]) -> None:

@@ -19,7 +19,7 @@ from tests.packages.booted.computer import Computer, Make
 from tests.packages.booted.network import Network
 
 ROOT = Path(__file__).resolve().parents[3]
-ADDRESSES = ("10.77.0.1", "10.77.0.2", "10.77.0.3")
+ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
 OLDER, NEWER = "0.1.0", "0.1.1"
 PAUSE_S = 4.0
 """The longest that a client may wait for one write, elections included."""
