@@ -27,7 +27,7 @@ _UNIT_VERBS = {
     "reload-or-restart": "try-reload-or-restart",
     "restart": "try-restart",
 }
-
+_BROKEN = ("failed", "activating")
 
 # What systemctl says when systemd's own limit of starts is reached: a matter of time, not of the files.
 _TOO_OFTEN = ("attempted too often", "repeated too quickly", "start-limit-hit")
@@ -62,16 +62,16 @@ class BuiltinPlugin:
         if not reload.configured:
             return None
         dest = applied.changed[0] if applied.changed else (applied.files[0] if applied.files else "")
-        command = reload.cmd if reload.cmd is not None else unit_command(reload.unit or "", action)
-        command = commands.expand(command, {"dest": dest, "src": dest})
         variables = environment(resource, applied.revision, dest, applied.changed, applied.keys)
-        result = commands.run(command, timeout_s=reload.timeout_s, env=variables)
-        if not result.ok:
-            too_often = reload.unit is not None and any(text in result.output for text in _TOO_OFTEN)
-            result = replace(result, output="") if resource.sensitive else result
-            if too_often:
-                raise BusyError(f"reload: {result.reason(command, reload.timeout_s)}")
-            raise ReloadError(f"reload: {result.reason(command, reload.timeout_s)}")
+        if reload.cmd is not None:
+            wanted = [commands.expand(reload.cmd, {"dest": dest, "src": dest})]
+        elif applied.rollback and _is_broken(reload.unit or "", reload.timeout_s):
+            # The new files have broken it, and the usual actions leave what does not run alone.
+            wanted = [("systemctl", verb, "--", reload.unit or "") for verb in ("reset-failed", "restart")]
+        else:
+            wanted = [unit_command(reload.unit or "", action)]
+        for command in wanted:
+            _run_reload(resource, command, variables)
         return f"reloaded by {commands.shown(command)}"
 
     @hookimpl
@@ -109,6 +109,27 @@ _EVENT_LEVELS: Mapping[str, int] = {
     "failed": logging.ERROR,
     "rolled_back": logging.ERROR,
 }
+
+
+def _run_reload(resource: Resource, command: Command, variables: Mapping[str, str]) -> None:
+    """Raises ReloadError; BusyError if systemd only says that it is too early."""
+    limit_s = resource.reload.timeout_s
+    result = commands.run(command, timeout_s=limit_s, env=variables)
+    if result.ok:
+        return
+    too_often = resource.reload.unit is not None and any(text in result.output for text in _TOO_OFTEN)
+    result = replace(result, output="") if resource.sensitive else result
+    failure = BusyError if too_often else ReloadError
+    raise failure(f"reload: {result.reason(command, limit_s)}")
+
+
+def _is_broken(unit: str, timeout_s: float) -> bool:
+    """Whether the unit has failed, or is in a loop of failing starts. Raises ReloadError."""
+    command = ("systemctl", "show", "--property=ActiveState", "--", unit)
+    result = commands.run(command, timeout_s=timeout_s)
+    if not result.ok:
+        raise ReloadError(f"reload: {result.reason(command, timeout_s)}")
+    return result.output.strip().removeprefix("ActiveState=") in _BROKEN
 
 
 def unit_command(unit: str, action: str) -> Command:

@@ -340,12 +340,13 @@ def test_28_a_plan_is_the_apply_up_to_the_rename_and_checks(tmp_path: Path) -> N
 
 @pytest.fixture
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A systemctl that writes down what it is asked, and fails as it is told."""
+    """A systemctl that writes down what it is asked, shows the state in ``active``, fails as it is told."""
     folder = tmp_path / "bin"
     folder.mkdir()
     script = folder / "systemctl"
+    show = f'test "$1" != show || {{ echo ActiveState=$(cat {tmp_path}/active 2>&1); exit 0; }}'
     fail = f"test ! -e {tmp_path}/says || {{ cat {tmp_path}/says; exit 1; }}"
-    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{fail}\n')
+    script.write_text(f'#!/bin/sh\n{show}\necho "$@" >> {tmp_path}/asked\n{fail}\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return tmp_path / "asked"
@@ -391,6 +392,35 @@ def test_30_a_unit_that_is_down_stays_down_and_a_rate_limit_is_no_failure(
     assert host.again("two") == RESUMED
     (tmp_path / "says").write_text("Job for web.service failed.\n")
     assert host.apply("three") == ROLLED_BACK, "any other failure is one"
+
+
+@pytest.mark.parametrize("action", ["restart", "reload", "signal:HUP"])
+def test_30_a_unit_that_bad_files_have_broken_runs_again_with_the_old_ones(
+    tmp_path: Path, systemctl: Path, action: str
+) -> None:
+    state = tmp_path / "active"
+    state.write_text("active")
+    health = f'[health]\nretries = 0\ncmd = "! grep -q BROKEN {tmp_path}/a.conf"'
+    config = configure(tmp_path, f'[reload]\nunit = "web.service"\naction = "{action}"')
+    path = tmp_path / "conf.d" / "app.toml"
+    path.write_text(path.read_text().replace("[health]\nretries = 0", health))
+    host = Host(tmp_path, load(config.source))
+    host.apply("one")
+    systemctl.write_text("")
+    assert host.apply("BROKEN") == ROLLED_BACK and host.text == "one\n"
+    usual = systemctl.read_text().splitlines()
+    assert len(usual) == 2 and usual[0] == usual[1], "it runs: the usual action, there and back"
+
+    systemctl.write_text("")
+    state.write_text("failed")
+    assert host.apply("BROKEN too") == ROLLED_BACK and host.text == "one\n"
+    again = ["reset-failed -- web.service", "restart -- web.service"]
+    assert systemctl.read_text().splitlines() == [usual[0], *again]
+
+    systemctl.write_text("")
+    assert host.apply("two") == APPLIED
+    assert systemctl.read_text().splitlines() == usual[:1], "new files start nothing that was down"
+    assert not host.executor.manifest(host.resource).reload_pending
 
 
 def test_31_commands_get_names_and_context(tmp_path: Path) -> None:
