@@ -13,5 +13,5 @@ find "$2" -name '*.so*' -type f | {
             exit 1
         fi
     done
-    echo "check_glibc: highest symbol version GLIBC_$highest, allowed $limit"
+    echo "check_glibc: highest symbol version GLIBC_$highest, allowed $limit" >&2
 }

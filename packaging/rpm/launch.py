@@ -1,8 +1,8 @@
 """Runs a command of etcd-py: launch.py MODULE:FUNCTION NAME [ARGUMENT]...
 
-It is started as `python -I -S`: no other package of the machine is seen, no variable or folder of the user
+It is started as `python -I -S -B`: no other package of the machine is seen, no variable or folder of the user
 changes what runs, and nothing of what lies beside this file is seen by another Python. Plugins of the agent
-have a place of their own.
+have a place of their own. Nothing is written beside the modules, so that nothing is left when they go.
 """
 
 import importlib

@@ -21,7 +21,7 @@ PACKAGE_OF = {
     "apsw": "server", "protobuf": "server", "google-crc32c": "server",
     "jinja2": "agent", "markupsafe": "agent", "pluggy": "agent", "tomli-w": "agent",
     "jsonschema": "agent", "jsonschema-specifications": "agent", "referencing": "agent", "rpds-py": "agent",
-    "attrs": "agent", "typing-extensions": "agent",
+    "attrs": "agent", "typing-extensions": "agent", "dnspython": "agent",
 }  # fmt: skip
 """Who needs a distribution alone; the others are for both."""
 PART_OF = {"etcd_server": "server", "etcd_agent": "agent", "etcd_agent_plugins": "agent"}

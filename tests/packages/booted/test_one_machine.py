@@ -86,6 +86,32 @@ def test_agent_starts(computer: Computer) -> None:
     assert "Status:" in computer.shell("systemctl status etcd-py-agent")
 
 
+def test_plugins(computer: Computer) -> None:
+    """All that come with the agent load, and one that another package puts where the macros file says."""
+    shown = computer.shell("etcd-py-agent plugins --json")
+    assert {"nginx", "haproxy", "files"} <= {each["name"] for each in json.loads(shown)}
+    assert [each for each in json.loads(shown) if each["state"] != "loaded"] == []
+    site = computer.shell("rpm -E %etcd_py_agent_sitelib").strip()
+    assert site == "/usr/lib/etcd-py-agent/site-packages"
+    computer.write(f"{site}/another.py", '"""A plugin without hooks."""\n')
+    computer.write(
+        f"{site}/another-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: another\nVersion: 1.0\n"
+    )
+    computer.write(f"{site}/another-1.0.dist-info/entry_points.txt", "[etcd_py_agent]\nanother = another\n")
+    assert "another" in computer.shell("etcd-py-agent plugins")
+    computer.shell(f"rm -r {site}/another*")
+
+
+def test_one_of_several_agents(computer: Computer) -> None:
+    """An agent of the name web, with settings and state of its own, beside the first."""
+    computer.write("/etc/etcd-py-agent/web.toml", 'nodes = ["http://127.0.0.1:2379"]\n')
+    computer.shell("systemctl start etcd-py-agent@web")
+    assert "Status:" in computer.shell("systemctl status etcd-py-agent@web")
+    computer.shell("etcd-py-agent --instance web status")
+    computer.shell("systemctl stop etcd-py-agent@web && rm -r /etc/etcd-py-agent/web.toml")
+    computer.shell("systemctl is-active etcd-py-agent")
+
+
 def test_reload(computer: Computer) -> None:
     for unit in ("etcd-py", "etcd-py-agent"):
         main = computer.shell(f"systemctl show -p MainPID --value {unit}")
