@@ -37,6 +37,7 @@ from etcd_agent.values import (
     Rollback,
     Rollout,
     Safety,
+    Srv,
     Template,
     Wait,
 )
@@ -46,6 +47,7 @@ DEFAULT_STATE_DIR = "/var/lib/etcd-py-agent"
 DEFAULT_RUNTIME_DIR = "/run/etcd-py-agent"
 _CREDENTIALS = "${CREDENTIALS_DIRECTORY}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DOMAIN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _ACTION = re.compile(r"reload|restart|reload-or-restart|none|signal:[A-Z][A-Z0-9+]*")
 
 
@@ -84,12 +86,14 @@ def load(path: str, instance: str | None = None) -> AgentConfig:
     host.finish()
     state_dir = root.take("state_dir", tables.absolute_path, _state_dir(instance))
     rollout = _rollout(root.table("rollout"), Rollout(), labels)
+    srv = _srv(root)
     defaults = _Defaults(prefix, wait, check_timeout_s, reload_timeout_s, rollback, plugin_settings, rollout)
     config = AgentConfig(
         source=path,
         confdir=confdir,
         state_dir=state_dir,
-        nodes=root.take("nodes", _nodes, ("http://127.0.0.1:2379",)),
+        nodes=root.take("nodes", _nodes, () if srv else ("http://127.0.0.1:2379",)),
+        srv=srv,
         prefix=prefix,
         watch=root.take("watch", tables.boolean, True),
         interval_s=root.take("interval", _positive_duration, 600.0),
@@ -470,6 +474,18 @@ def _credentials(root: Table) -> Credentials:
     return credentials
 
 
+def _srv(root: Table) -> Srv | None:
+    domain = root.take("srv_domain", _domain, None)
+    record = root.take("srv_record", _srv_record, None)
+    if domain is not None and record is not None:
+        raise root.error("srv_domain and srv_record say the same: expected one of them", "srv_record")
+    if (domain or record) and "nodes" in root:
+        raise root.error("the members are either listed or asked for: expected nodes or srv_domain", "nodes")
+    if record is not None:
+        return Srv(record.split(".", 2)[2], record)
+    return Srv(domain) if domain is not None else None
+
+
 def _listen(table: Table) -> str:
     listen: str = table.take("listen", _loopback, "")
     table.finish()
@@ -577,6 +593,20 @@ def _nodes(value: Any) -> tuple[str, ...]:
         if urlsplit(node).path not in ("", "/"):
             raise ValueError(f"expected a URL without a path, not {node!r}")
     return nodes
+
+
+def _domain(value: Any) -> str:
+    text = tables.string(value).removesuffix(".")
+    if not _DOMAIN.fullmatch(text) or len(text) > 253:
+        raise ValueError(f'expected a domain such as "example.com", not {value!r}')
+    return text
+
+
+def _srv_record(value: Any) -> str:
+    text = _domain(value)
+    if not re.fullmatch(r"_[^.]+\._tcp\..+", text):
+        raise ValueError(f'expected a record such as "_etcd-client._tcp.example.com", not {value!r}')
+    return text
 
 
 def _url(value: Any) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NoReturn
 
+from etcd_agent import discovery
 from etcd_agent.errors import ConfigError, StoreError
 from etcd_agent.keyspace import in_subtree, key_text
 from etcd_agent.loop import backoff_s
@@ -31,6 +32,7 @@ from etcd_client import (
     WatchBatch,
     ops,
 )
+from etcd_client.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,20 @@ _MOST_RANGES = 100
 
 
 def connect(config: AgentConfig) -> Client:
-    """A client as agent.toml wants it. Raises ValueError for files that cannot be used."""
+    """A client as agent.toml wants it. Raises ValueError for files that cannot be used, StoreError if DNS
+    names no member.
+    """
+    return _client(config, config.nodes or discovery.members(config))
+
+
+def _client(config: AgentConfig, nodes: Sequence[str], transport: Transport | None = None) -> Client:
     backend, credentials = config.backend, config.credentials
     pair = (credentials.client_cert, credentials.client_key)
     return Client(
-        config.nodes,
+        nodes,
+        transport=transport,
+        # As etcd's clients: who answers for DNS cannot name another owner of a good certificate.
+        server_name=config.srv.domain if config.srv is not None else None,
         timeout_s=backend.request_timeout_s,
         connect_timeout_s=backend.dial_timeout_s,
         ca_file=credentials.client_cakeys,
@@ -67,15 +78,25 @@ class Store:
     """The agent's two questions to an etcd-compatible store. Raises StoreError, one line."""
 
     def __init__(self, config: AgentConfig) -> None:
-        """Raises ConfigError: a certificate or a password file cannot be used."""
+        """Raises ConfigError: a certificate or a password file cannot be used.
+
+        If DNS names no member, every question is answered with why.
+        """
         backend = config.backend
-        self.nodes = config.nodes
+        self._unknown: StoreError | None = None
         self._serializable = backend.serializable
         self._idle_s = backend.watch_idle_s
         try:
-            self.client = connect(config)
+            try:
+                self.client = connect(config)
+            except StoreError as error:
+                self._unknown = error
+                self.client = _client(
+                    config, ["http://nowhere"], discovery.Nowhere(str(error).removeprefix("store: "))
+                )
         except ValueError as error:
             raise ConfigError(f"{config.source}: {error}") from error
+        self.nodes = () if self._unknown else self.client.endpoints
 
     def close(self) -> None:
         """End every watch and refuse further calls; from any thread."""
@@ -86,6 +107,8 @@ class Store:
 
         Too many for that are read as the one subtree ``above`` them all.
         """
+        if self._unknown is not None:
+            raise StoreError(str(self._unknown))
         wanted = [above] if above is not None and len(tops) > _MOST_RANGES else list(tops)
         try:
             if len(wanted) == 1:

@@ -18,10 +18,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from etcd_agent import discovery
 from etcd_agent.apply import Applier, exit_status
 from etcd_agent.audit import Audit
 from etcd_agent.builtin import BuiltinPlugin
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 STOP_LIMIT_S = 20.0
 _LONGEST_WAIT_S = 1.0
 _STUCK_AFTER_S = 60.0
+# How often DNS is asked for the members while none of those known answers.
+_MEMBERS_EVERY_S = 5.0
 
 
 class StoppedError(AgentError):
@@ -93,7 +96,15 @@ class _Wake:
     name: str
 
 
-Message = _Finished | _Wake | Order | Listed | Batch | Trouble | signal.Signals
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """What DNS names now for a configuration; none if it was asked in vain."""
+
+    config: AgentConfig
+    nodes: tuple[str, ...]
+
+
+Message = _Finished | _Wake | _Members | Order | Listed | Batch | Trouble | signal.Signals
 
 
 class Agent:
@@ -121,6 +132,8 @@ class Agent:
         self._workers = Workers()
         self._locks = DestinationLocks(f"{config.runtime_dir}/destinations.lock")
         self._store = Store(config)
+        self._config = self._with_members(config, self._store)
+        self._ask_members_at = 0.0
         self._services = Services(config, self._store.client, self._wake)
         self._applier = self._make_applier(config, self._services)
         self._scheduler = Scheduler(
@@ -236,6 +249,8 @@ class Agent:
                 self._finish(message, now)
             case _Wake(name):
                 self._scheduler.wake(name)
+            case _Members():
+                self._take_members(message)
             case Order():
                 self._accept(message)
             case signal.SIGHUP:
@@ -349,15 +364,55 @@ class Agent:
             logger.info("configuration loaded again: %d resources", len(config.resources))
         self._notifier.ready()
 
+    @staticmethod
+    def _with_members(config: AgentConfig, store: Store) -> AgentConfig:
+        return replace(config, nodes=store.nodes) if config.srv is not None else config
+
+    def _ask_members(self, now: float) -> None:
+        """Ask DNS again while the store is away, in a thread: it may take its time."""
+        if self._config.srv is None or not self._sources.trouble or now < self._ask_members_at:
+            return
+        self._ask_members_at = float("inf")
+        asked = self._config
+
+        def ask() -> None:
+            nodes: tuple[str, ...] = ()
+            try:
+                nodes = discovery.members(asked)
+            except AgentError as error:
+                logger.debug("%s", error)
+            except Exception:  # a bug must not be the last question
+                logger.exception("DNS: unexpected")
+            finally:
+                self._inbox.put(_Members(asked, nodes))
+
+        threading.Thread(target=ask, name="members", daemon=True).start()
+
+    def _take_members(self, found: _Members) -> None:
+        self._ask_members_at = time.monotonic() + _MEMBERS_EVERY_S
+        known = self._config
+        if not found.nodes or found.config is not known or set(found.nodes) == set(known.nodes):
+            return
+        logger.warning("store: its members are now %s, by DNS", ", ".join(found.nodes))
+        try:
+            self._take_over(replace(known, nodes=found.nodes))
+        except AgentError as error:
+            logger.error("the members that DNS names are not taken: %s", error)
+
     def _take_over(self, config: AgentConfig) -> None:
         """All that may refuse the new configuration comes before anything of the old one ends."""
         old = self._config
-        new_store = (old.nodes, old.backend, old.credentials) != (
+        if config.srv is not None and config.srv == old.srv and not config.nodes:
+            config = replace(config, nodes=old.nodes)
+        new_store = (old.srv, old.nodes, old.backend, old.credentials) != (
+            config.srv,
             config.nodes,
             config.backend,
             config.credentials,
         )
         store = Store(config) if new_store else self._store
+        if new_store:
+            config = self._with_members(config, store)
         services = self._services
         if new_store or self._services.differ(config):
             services = Services(config, store.client, self._wake)
@@ -403,6 +458,7 @@ class Agent:
         now = time.monotonic()
         if self._sources.check_troubles(now):
             self._file.touch()
+        self._ask_members(now)
         if self._file.due_in_s(now) <= 0:
             status = self.status()
             self._file.write(status, now)

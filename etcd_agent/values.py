@@ -220,6 +220,14 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
+class Srv:
+    """Where DNS names the store's members: the usual records of ``domain``, or one ``record`` in full."""
+
+    domain: str
+    record: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Safety:
     """Guards between a rendered file and the disk."""
 
@@ -287,8 +295,9 @@ class ServiceConfig:
 class AgentConfig:
     """agent.toml and all resource files, checked.
 
-    ``listen`` is "" (no pages), HOST:PORT of a loopback address, or unix:PATH; ``schema_prefix`` "" means no
-    schemas; ``runtime_dir`` holds what the agents of one host share.
+    ``nodes`` is empty with ``srv`` until DNS has been asked. ``listen`` is "" (no pages), HOST:PORT of a
+    loopback address, or unix:PATH; ``schema_prefix`` "" means no schemas; ``runtime_dir`` holds what the
+    agents of one host share.
     """
 
     source: str
@@ -316,6 +325,7 @@ class AgentConfig:
     listen: str = ""
     schema_prefix: str = ""
     runtime_dir: str = "/run/etcd-py-agent"
+    srv: Srv | None = None
 
     @property
     def template_dir(self) -> str:
