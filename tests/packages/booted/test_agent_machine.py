@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import markdown
 from tests.packages.booted.computer import Computer, Make
 from tests.packages.booted.network import Network
 
@@ -96,6 +97,7 @@ def web(network: Network, make: Make, store: Computer) -> Computer:
     return computer
 
 
+PERMITS = "What the agent's unit permits"
 AGENT_TOML = "/etc/etcd-py-agent/agent.toml"
 PAGE = "curl -fs -H 'Host: example.com' http://127.0.0.1/"
 
@@ -143,6 +145,29 @@ def test_a_file_of_another_owner_and_a_reload_by_systemd(store: Computer, web: C
     web.wait_for("journalctl -u etcd-py-agent -o cat | grep -i 'motto.*check'", limit_s=15)
     put(store, "/web/motto", "lente")
     web.wait_for(f"{PAGE} -D - | grep 'X-Motto: lente'", limit_s=15)
+
+
+def test_an_overlay_needs_a_drop_in(store: Computer, web: Computer) -> None:
+    """`nginx -t` on files where they will be: beyond the unit's limits, but not with the manual's drop-in."""
+    overlay = MOTTO.replace('cmd = ["grep", "-q", "^add_header X-Motto [a-z]*;$", "{{src}}"]',
+                            'cmd = ["nginx", "-t"]\nmode = "overlay"')  # fmt: skip
+    assert overlay != MOTTO
+    web.write("/etc/etcd-py-agent/conf.d/motto.toml", overlay)
+    web.shell("systemctl reload etcd-py-agent")
+    put(store, "/web/motto", "first")
+    web.wait_for("journalctl -u etcd-py-agent -o cat | grep 'motto.*failed.*unshare'", limit_s=15)
+    blocks = markdown.blocks(markdown.section(markdown.read("docs/operations.md"), PERMITS))
+    (drop_in,) = (block.text for block in blocks if "RestrictNamespaces" in block.text)
+    web.write("/etc/systemd/system/etcd-py-agent.service.d/overlay.conf", drop_in)
+    web.shell("systemctl daemon-reload && systemctl restart etcd-py-agent")
+    web.wait_for(f"{PAGE} -D - | grep 'X-Motto: first'", limit_s=15)
+    put(store, "/web/motto", "Lente {")
+    web.wait_for("journalctl -u etcd-py-agent -o cat | grep -i 'motto.*failed.*nginx'", limit_s=15)
+    put(store, "/web/motto", "lente")
+    web.wait_for(f"{PAGE} -D - | grep 'X-Motto: lente'", limit_s=15)
+    web.shell("rm -r /etc/systemd/system/etcd-py-agent.service.d && systemctl daemon-reload")
+    web.write("/etc/etcd-py-agent/conf.d/motto.toml", MOTTO)
+    web.shell("systemctl restart etcd-py-agent")
 
 
 def test_what_the_unit_keeps_from_the_agent(web: Computer) -> None:
