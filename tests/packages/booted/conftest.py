@@ -20,9 +20,17 @@ from tests.packages.booted.network import Host
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
+LIMIT_S = 900
 
 if os.environ.get("TEST_PACKAGES") != "1":
     collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of all waits for the root file system, one for the newer packages."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(LIMIT_S))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,8 @@ from tests.packages.booted.network import Network
 
 ROOT = Path(__file__).resolve().parents[3]
 ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
-OLDER, NEWER = "0.1.0", "0.1.1"
+OLDER = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+NEWER = f"{OLDER}.1"
 PAUSE_S = 4.0
 """The longest that a client may wait for one write, elections included."""
 
