@@ -129,6 +129,7 @@ class Applier:
         happened through ``agent_event`` either way.
         """
         started_s = time.monotonic()
+        defer = defer and not self._config.sync_only
         revision = snapshot.revision if snapshot else 0
         before = self._executor.manifest(resource).current
         result: Outcome | AgentError

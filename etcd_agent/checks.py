@@ -28,11 +28,12 @@ def stage_path(directory: str, dest: str) -> str:
 
 
 class Checker:
-    """Stages plans and asks all that may refuse them."""
+    """Stages plans and asks all that may refuse them; with ``sync_only`` neither plugins nor the command."""
 
-    def __init__(self, files: FileSystem, plugins: PluginSet) -> None:
+    def __init__(self, files: FileSystem, plugins: PluginSet, *, sync_only: bool = False) -> None:
         self._files = files
         self._plugins = plugins
+        self._sync_only = sync_only
 
     def stage(self, directory: str, plan: Plan) -> Staged:
         """Write every file of the plan below ``directory``, which is emptied first."""
@@ -54,6 +55,8 @@ class Checker:
             if reason:
                 reason = f"not {resource.check.format}" if resource.sensitive else reason
                 raise CheckError(f"check: {file.dest}: {reason}")
+        if self._sync_only:
+            return
         refusals = self._plugins.veto("agent_validate", resource=resource, staged=staged, snapshot=snapshot)
         if refusals:
             said = "; ".join(map(str, refusals))

@@ -34,6 +34,7 @@ from etcd_agent.values import WAITING, AgentConfig, Entry, Outcome, Resource, Sn
 
 __all__ = ["CHANGES", "cli", "main"]
 _SLOT_WAIT_S = 1.0
+_SYNC_ONLY = click.option("--sync-only", is_flag=True, help="write files; check and reload nothing")
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,28 +67,32 @@ def cli(context: click.Context, path: str | None, instance: str | None, log_leve
 @click.option(
     "--accept-cluster", "accepted", is_flag=True, help="another cluster may have taken the known one's place"
 )
+@_SYNC_ONLY
 @click.pass_obj
-def run(load_config: LoadConfig, noop: bool = False, accepted: bool = False) -> None:
+def run(load_config: LoadConfig, noop: bool = False, accepted: bool = False, sync_only: bool = False) -> None:
     """Follow the store and apply every change, until SIGTERM. SIGHUP loads the configuration again."""
 
     def load_again() -> AgentConfig:
         config = load_config()
         logs.set_up(config.log_level, config.log_format)
         safety = replace(config.safety, accept_cluster=accepted)
-        return replace(config, noop=config.noop or noop, safety=safety)
+        config = replace(config, noop=config.noop or noop, safety=safety)
+        return replace(config, sync_only=config.sync_only or sync_only)
 
     sys.exit(Agent(load_again(), load_config=load_again).run())
 
 
 @cli.command()
 @click.argument("names", metavar="[RESOURCE]...", nargs=-1)
+@_SYNC_ONLY
 @click.pass_obj
-def once(load_config: LoadConfig, names: Sequence[str]) -> None:
+def once(load_config: LoadConfig, names: Sequence[str], sync_only: bool) -> None:
     """Apply every resource (or those named) once and end; no settling time.
 
     The exit status is that of the first resource that could not be applied.
     """
     config = load_config()
+    config = replace(config, sync_only=config.sync_only or sync_only)
     logs.set_up(config.log_level, config.log_format)
     status = 0
     with state_lock(config.state_dir), store_of(config) as store:

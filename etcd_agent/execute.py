@@ -55,7 +55,11 @@ _ACTIONS = ("restart", "reload-or-restart", "reload")
 
 
 class Executor:
-    """All that changes this host for resources. ``clock`` gives seconds since the epoch, ``sleep`` waits."""
+    """All that changes this host for resources. ``clock`` gives seconds since the epoch, ``sleep`` waits.
+
+    ``sync_only``: files alone; nothing is checked or reloaded. A reload that was owed before stays owed, what
+    is written meanwhile owes none. ``keep_stage``: what was staged last stays, unless it is sensitive.
+    """
 
     def __init__(
         self,
@@ -68,12 +72,16 @@ class Executor:
         sleep: Callable[[float], None] = time.sleep,
         gate: Gate | None = None,
         locks: DestinationLocks | None = None,
+        sync_only: bool = False,
+        keep_stage: bool = False,
     ) -> None:
         self._state_dir = state_dir
         self._plugins = plugins
         self._safety = safety
         self._files = files or FileSystem()
-        self._checker = Checker(self._files, plugins)
+        self._checker = Checker(self._files, plugins, sync_only=sync_only)
+        self._sync_only = sync_only
+        self._keep_stage = keep_stage
         self._clock = clock
         self._sleep = _idly(sleep)
         self._gate = gate
@@ -157,7 +165,7 @@ class Executor:
                 return self._resume_reload(resource, manifest, RESUMED)
             case Phase.RESTORING:
                 return self._restore(resource, manifest)
-            case Phase.IDLE if manifest.reload_pending:
+            case Phase.IDLE if manifest.reload_pending and not self._sync_only:
                 return self._reload_current(resource, manifest)
             case Phase.IDLE:
                 self._tidy(resource)
@@ -186,11 +194,11 @@ class Executor:
     # The fleet's permission.
 
     def _gated(self, resource: Resource) -> bool:
-        return self._gate is not None and bool(resource.rollout.group)
+        return self._gate is not None and bool(resource.rollout.group) and not self._sync_only
 
     def _ask(self, resource: Resource, revision: int) -> Outcome | None:
         """None if this host may change now, else the outcome of the pass."""
-        if self._gate is None or not resource.rollout.group:
+        if self._gate is None or not self._gated(resource):
             return None
         with workers.idle():
             reason = self._gate.acquire(resource, revision)
@@ -208,7 +216,7 @@ class Executor:
             generation=generation,
             removed=plan.removed,
             changed=tuple(dict.fromkeys((*before.changed, *plan.changed))),
-            reload_pending=True,
+            reload_pending=before.reload_pending or not self._sync_only,
         )
         self._save(resource, manifest)
         if before.phase is Phase.WRITTEN:
@@ -320,10 +328,13 @@ class Executor:
         if bad_still and manifest.refuses(target):
             bad_still = None
         self._finish(resource, replace(manifest, current=target, bad=bad_still, applied_at=self._clock()))
-        return Outcome(kind, target.revision, changed, detail, reloaded=True, hash=target.hash)
+        reloaded = not self._sync_only
+        return Outcome(kind, target.revision, changed, detail, reloaded=reloaded, hash=target.hash)
 
     def _reload(self, resource: Resource, manifest: Manifest, content: Content, *, rollback: bool) -> str:
         """Reload with the files of ``content`` and see that the service is well, for the bake time too."""
+        if self._sync_only:
+            return "neither checked nor reloaded (sync_only)"
         applied = Applied(
             content.revision,
             tuple(content.files),
@@ -431,15 +442,16 @@ class Executor:
         return Outcome(UNCHANGED, plan.target.revision, hash=plan.target.hash, drift=plan.drift)
 
     def _finish(self, resource: Resource, manifest: Manifest) -> None:
-        self._save(
-            resource,
-            replace(manifest, phase=Phase.IDLE, target=None, removed=(), changed=(), reload_pending=False),
-        )
+        idle = replace(manifest, phase=Phase.IDLE, target=None, removed=())
+        if not (self._sync_only and manifest.reload_pending):
+            idle = replace(idle, changed=(), reload_pending=False)
+        self._save(resource, idle)
         self._tidy(resource)
 
     def _tidy(self, resource: Resource) -> None:
         """Remove what an idle resource has no use for, a kill's half-made things among them."""
-        self._files.remove_directory(self._path(resource, "stage"))
+        if resource.sensitive or not self._keep_stage:
+            self._files.remove_directory(self._path(resource, "stage"))
         self._files.remove_directory(self._path(resource, "overlay"))
         self._files.discard(self._manifest_path(resource))
         kept = 0 if resource.sensitive and not self._safety.sensitive_backups else self._safety.backups

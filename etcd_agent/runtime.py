@@ -74,6 +74,8 @@ def make_applier(
         safety=config.safety,
         sleep=sleep,
         gate=gate,
+        sync_only=config.sync_only,
+        keep_stage=config.keep_stage_file,
         locks=locks or DestinationLocks(f"{config.runtime_dir}/destinations.lock"),
     )
     audit = Audit(f"{config.state_dir}/audit.jsonl")
@@ -333,11 +335,11 @@ class Agent:
                 result = applier.run(
                     resource, snapshot, noop=noop, defer=defer and order is None, force=force
                 )
-            pending = applier.manifest(resource).reload_pending
+            pending = self._is_pending(applier, resource)
         except AgentError as error:
             result = error
             with contextlib.suppress(AgentError):
-                pending = applier.manifest(resource).reload_pending
+                pending = self._is_pending(applier, resource)
         except Exception as error:  # a bug must not end this resource's passes for ever
             logger.exception("%s: unexpected", resource.name)
             result = AgentError(f"{type(error).__name__}: {error} (a bug of the agent; see its log)")
@@ -345,6 +347,10 @@ class Agent:
         self._inbox.put(_Finished(resource, result, pending, snapshot is not None, took_s))
         if order is not None:
             order.answer.put(answer_of(result))
+
+    def _is_pending(self, applier: Applier, resource: Resource) -> bool:
+        """Whether a reload is owed that this agent is to do."""
+        return applier.manifest(resource).reload_pending and not self._config.sync_only
 
     # Configuration.
 

@@ -297,7 +297,8 @@ class AgentConfig:
 
     ``nodes`` is empty with ``srv`` until DNS has been asked. ``listen`` is "" (no pages), HOST:PORT of a
     loopback address, or unix:PATH; ``schema_prefix`` "" means no schemas; ``runtime_dir`` holds what the
-    agents of one host share.
+    agents of one host share. ``sync_only``: files are written, but neither commands nor plugins
+    check or reload; ``keep_stage_file``: what was staged last stays to be looked at.
     """
 
     source: str
@@ -326,6 +327,8 @@ class AgentConfig:
     schema_prefix: str = ""
     runtime_dir: str = "/run/etcd-py-agent"
     srv: Srv | None = None
+    sync_only: bool = False
+    keep_stage_file: bool = False
 
     @property
     def template_dir(self) -> str:

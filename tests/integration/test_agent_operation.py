@@ -292,3 +292,11 @@ def test_a_user_with_two_ranges_is_enough(tmp_path: Path) -> None:
     finally:
         host.close()
         server.stop()
+
+
+def test_files_alone(host: Host, client: Client) -> None:
+    client.put(KEY, "REFUSED FAILS")
+    assert host.run("once").returncode == 3 and not host.text
+    assert host.run("once", "--sync-only").returncode == 0 and host.value == "FAILS"
+    assert host.run("once").returncode == 0, "nothing is owed"
+    assert host.run("apply", "--force", "app").returncode == 3, "the check is back"
