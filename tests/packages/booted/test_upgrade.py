@@ -53,7 +53,13 @@ def newer(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of the version after this one."""
     folder = tmp_path_factory.mktemp("newer")
     source = folder / "source"
-    shutil.copytree(repository.parent / "source", source, ignore=shutil.ignore_patterns("build"))
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, source / name)
     edits = {
         "pyproject.toml": (f'version = "{OLDER}"', f'version = "{NEWER}"'),
         "etcd_server/version.py": (f'VERSION: Final = "{OLDER}"', f'VERSION: Final = "{NEWER}"'),
