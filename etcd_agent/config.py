@@ -48,6 +48,7 @@ DEFAULT_RUNTIME_DIR = "/run/etcd-py-agent"
 _CREDENTIALS = "${CREDENTIALS_DIRECTORY}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DOMAIN = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+_DELIMITER = re.compile(r"[!-/:-@\[-`{-~]{2,5}")
 _ACTION = re.compile(r"reload|restart|reload-or-restart|none|signal:[A-Z][A-Z0-9+]*")
 
 
@@ -291,6 +292,7 @@ def _template(table: Table) -> Template:
         in_place=table.take("in_place", tables.boolean, False),
         action=table.take("action", _action, None),
         make_directories=table.take("make_directories", tables.boolean, False),
+        delimiters=table.take("delimiters", _delimiters, ()),
     )
     if template.prune and template.for_each is None:
         raise table.error("prune removes the files of deleted keys and needs for_each", "prune")
@@ -628,6 +630,22 @@ def _source(value: Any) -> str:
     if not text or text.startswith("/") or ".." in text.split("/"):
         raise ValueError(f"expected a file below templates/, or PLUGIN:FILE, not {text!r}")
     return text
+
+
+def _delimiters(value: Any) -> tuple[str, ...]:
+    """Two, or four, of them; none may be what comments or the other pair begin with."""
+    found = tables.strings(value)
+    begins = [*found[::2], "{#", *(("{%",) if len(found) == 2 else ())]
+    if (
+        len(found) not in (2, 4)
+        or not all(_DELIMITER.fullmatch(each) for each in found)
+        or len(set(begins)) != len(begins)
+    ):
+        raise ValueError(
+            'expected two delimiters such as ["<<", ">>"], or four such as ["<<", ">>", "<%", "%>"], '
+            f"of two to five signs each, not {tables.describe(value)}"
+        )
+    return found
 
 
 def _pattern(value: Any) -> str:

@@ -30,6 +30,7 @@ from etcd_agent.keyspace import Pair, View
 from etcd_agent.values import RenderedFile, Resource, Snapshot, Template
 
 Function = Callable[..., Any]
+_DELIMITERS = ("variable_start_string", "variable_end_string", "block_start_string", "block_end_string")
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
 
@@ -70,10 +71,20 @@ class Renderer:
             lstrip_blocks=True,
             autoescape=False,  # the output is configuration, not HTML
         )
+        self._delimited: dict[tuple[str, ...], SandboxedEnvironment] = {(): self._environment}
         self._environment.globals.update(FUNCTIONS)
         self._environment.filters.update(
             {name: function for name, function in FUNCTIONS.items() if name not in self._environment.filters}
         )
+
+    def _environment_of(self, template: Template) -> SandboxedEnvironment:
+        """That of all templates, or its like with the template's own delimiters."""
+        found = self._delimited.get(template.delimiters)
+        if found is None:
+            names = _DELIMITERS[: len(template.delimiters)]
+            options: dict[str, Any] = dict(zip(names, template.delimiters, strict=True))
+            found = self._delimited[template.delimiters] = self._environment.overlay(**options)
+        return found
 
     def check(self, resource: Resource) -> None:
         """Parse the resource's templates. RenderError names the file and line of the first mistake."""
@@ -148,12 +159,13 @@ class Renderer:
 
     def _load(self, template: Template) -> jinja2.Template:
         contents = template.contents
+        environment = self._environment_of(template)
         loaded: jinja2.Template = self._run(
             template.src,
             lambda: (
-                self._environment.get_template(template.src)
+                environment.get_template(template.src)
                 if contents is None
-                else self._environment.from_string(contents)
+                else environment.from_string(contents)
             ),
         )
         return loaded

@@ -61,7 +61,8 @@ class Template:
 
     ``in_place``: a destination that cannot be renamed over (a bind-mounted file) is overwritten.
     ``action``: what a change of this file needs instead of the resource's ``reload.action``. ``contents``:
-    the template's text itself; ``src`` then only names it in messages.
+    the template's text itself; ``src`` then only names it in messages. ``delimiters``: what stands for
+    ``{{`` and ``}}``, and if there are four, for ``{%`` and ``%}``.
     """
 
     src: str
@@ -76,6 +77,7 @@ class Template:
     action: str | None = None
     contents: str | None = None
     make_directories: bool = False
+    delimiters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,7 +235,7 @@ def test_every_setting_of_a_resource(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert key in text, key
 
 
-OURS = ("for_each", "prune", "sensitive", "in_place", "action", "contents", "make_directories")
+OURS = ("for_each", "prune", "sensitive", "in_place", "action", "contents", "make_directories", "delimiters")
 
 
 def test_every_setting_of_a_confd_resource(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,3 +268,22 @@ def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load_config(tmp_path, {}, {}, head).credentials
     assert found.password_file == "/run/credentials/agent/etcd-password"
     assert (found.username, found.client_cert, found.client_key) == ("agent", "/a.crt", "/a.key")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '["<<"]',
+        '["<<", ">>", "<%"]',
+        '["<", ">"]',
+        '["a<", ">>"]',
+        '["{%", "%}"]',
+        '["{#", "#}"]',
+        '["<<", ">>", "<<", ">>"]',
+        '"<<"',
+    ],
+)
+def test_delimiters_that_cannot_be(tmp_path: Path, wrong: str) -> None:
+    resource = f'[resource]\nkeys = ["/a"]\n[[template]]\nsrc = "a.j2"\ndest = "/a"\ndelimiters = {wrong}\n'
+    with pytest.raises(ConfigError, match=r"delimiters: expected (two delimiters|a list)"):
+        load_config(tmp_path, {"a": resource}, {})

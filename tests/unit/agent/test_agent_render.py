@@ -224,3 +224,31 @@ def test_everything_under_an_empty_prefix() -> None:
 )
 def test_path_match(key: str, pattern: str, matches: bool) -> None:
     assert path_match(key, pattern) is matches
+
+
+def test_delimiters_of_ones_own(tmp_path: Path) -> None:
+    """Each template has its own; what is included is read as what includes it."""
+    (tmp_path / "go.j2").write_text(
+        '{{ .Go }} << getv("/db/host") >>\n{% if true %}{# gone #}<% include "in.j2" %>'
+    )
+    (tmp_path / "in.j2").write_text("{% endif %} << revision >>\n")
+    (tmp_path / "usual.j2").write_text('<< {{ getv("/db/host") }}{% if true %} >>{% endif %}')
+    four = ("<<", ">>", "<%", "%>")
+    templates = (
+        Template("go.j2", "/go", delimiters=four),
+        Template("usual.j2", "/usual"),
+        Template(
+            "", "/two", contents="{% if revision %}$[[ host ]]$ {{ x }}{% endif %}", delimiters=("$[[", "]]$")
+        ),
+    )
+    renderer = Renderer(str(tmp_path), host_id="web1")
+    renderer.check(resource(*templates))
+    files = renderer.render(resource(*templates), snapshot(KEYS))
+    assert [file.content.decode() for file in files] == [
+        "{{ .Go }} db1\n{% if true %}{% endif %} 10\n",
+        "<< db1 >>",
+        "web1 {{ x }}",
+    ]
+    with pytest.raises(RenderError, match=r"t\.j2:2: 'nobody' is undefined"):
+        (tmp_path / "t.j2").write_text("{{ x }}\n<< nobody >>")
+        renderer.render(resource(Template("t.j2", "/x", delimiters=four)), snapshot(KEYS))
