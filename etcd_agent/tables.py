@@ -281,6 +281,11 @@ def absolute_path(value: Any) -> str:
     return text
 
 
+def optional(convert: Callable[[Any], str]) -> Callable[[Any], str]:
+    """The same, and "" for what is not set."""
+    return lambda value: "" if value == "" else convert(value)
+
+
 def key_path(value: Any) -> str:
     """A key or prefix: ``/a/b``, without a slash at its end. ``/`` and the empty string mean everything."""
     text = string(value)

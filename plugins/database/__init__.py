@@ -52,17 +52,13 @@ def settings_of(resource: Resource) -> Settings | None:
         driver=table.take("driver", tables.string, ""),
         env_prefix=table.take("env_prefix", _env_prefix, "DATABASE_"),
         pgbouncer=table.take("pgbouncer", _conninfo, ""),
-        passfile=table.take("passfile", _optional_path, ""),
+        passfile=table.take("passfile", tables.optional(tables.absolute_path), ""),
         psql=table.take("psql", tables.absolute_path, "/usr/bin/psql"),
         settle_s=table.take("settle", tables.duration, 2.0),
         require_running=table.take("require_running", tables.boolean, False),
     )
     table.finish()
     return settings
-
-
-def _optional_path(value: Any) -> str:
-    return "" if value == "" else tables.absolute_path(value)
 
 
 def _env_prefix(value: Any) -> str:

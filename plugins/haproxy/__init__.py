@@ -57,8 +57,8 @@ def settings_of(resource: Resource) -> Settings | None:
     settings = Settings(
         binary=table.take("binary", tables.absolute_path, "/usr/sbin/haproxy"),
         conf=table.take("conf", _paths, ("/etc/haproxy/haproxy.cfg",)),
-        socket=table.take("socket", _optional_path, "/run/haproxy/admin.sock"),
-        master_socket=table.take("master_socket", _optional_path, ""),
+        socket=table.take("socket", tables.optional(tables.absolute_path), "/run/haproxy/admin.sock"),
+        master_socket=table.take("master_socket", tables.optional(tables.absolute_path), ""),
         pid=table.take("pid", tables.absolute_path, "/run/haproxy.pid"),
         check=table.take("check", tables.boolean, True),
         runtime=table.take("runtime", tables.boolean, True),
@@ -73,10 +73,6 @@ def _paths(value: Any) -> tuple[str, ...]:
     if not paths:
         raise ValueError("expected at least one file or folder")
     return tuple(tables.absolute_path(path) for path in paths)
-
-
-def _optional_path(value: Any) -> str:
-    return "" if value == "" else tables.absolute_path(value)
 
 
 @hookimpl

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from etcd_agent import ReloadError, idle
 
+from .. import pidfile
 from . import runtime
 
 _POLL_S = 0.02
@@ -71,20 +72,8 @@ def change(path: str, commands: list[str]) -> None:
 
 
 def master_pid(pid_file: str) -> int | None:
-    """The pid in the file if a haproxy runs under it (or if /proc does not tell), else None."""
-    try:
-        with open(pid_file, encoding="ascii") as file:
-            pid = int(file.read().split()[0])
-        os.kill(pid, 0)
-    except PermissionError:
-        return pid
-    except (OSError, ValueError, IndexError, OverflowError):
-        return None
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return pid if file.read().strip().startswith("haproxy") else None
-    except OSError:  # hidden by hidepid or ProtectProc: the file's word is all there is
-        return pid
+    """The pid in the file if a haproxy runs under it, else None."""
+    return pidfile.running(pid_file, "haproxy")
 
 
 def reload(master_socket: str, pid_file: str) -> None:

@@ -23,6 +23,7 @@ from etcd_agent import (
     tables,
 )
 
+from .. import pidfile
 from ..reading import listen
 from . import model, query
 
@@ -53,16 +54,12 @@ def settings_of(resource: Resource) -> Settings | None:
     settings = Settings(
         localhost=table.take("localhost", tables.boolean, True),
         dnsmasq=table.take("dnsmasq", tables.absolute_path, "/usr/sbin/dnsmasq"),
-        pid=table.take("pid", _optional(tables.absolute_path), ""),
+        pid=table.take("pid", tables.optional(tables.absolute_path), ""),
         restart=restart,
-        server=table.take("server", _optional(_server), ""),
+        server=table.take("server", tables.optional(_server), ""),
     )
     table.finish()
     return settings
-
-
-def _optional(convert: Callable[[Any], str]) -> Callable[[Any], str]:
-    return lambda value: "" if value == "" else convert(value)
 
 
 def _server(value: Any) -> str:
@@ -137,20 +134,7 @@ def agent_reload(resource: Resource, applied: Applied) -> str | None:
 
 
 def _pid(path: str) -> int | None:
-    """The pid in the file if a dnsmasq runs under it (or if /proc does not tell), else None."""
-    try:
-        with open(path, encoding="ascii") as file:
-            pid = int(file.read().split()[0])
-        os.kill(pid, 0)
-    except PermissionError:
-        return pid
-    except (OSError, ValueError, IndexError, OverflowError):
-        return None
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return pid if file.read().startswith("dnsmasq") else None
-    except OSError:
-        return pid
+    return pidfile.running(path, "dnsmasq")
 
 
 @hookimpl

@@ -61,18 +61,14 @@ def settings_of(resource: Resource) -> Settings | None:
     settings = Settings(
         binary=table.take("binary", tables.absolute_path, "/usr/sbin/nginx"),
         conf=table.take("conf", tables.absolute_path, "/etc/nginx/nginx.conf"),
-        prefix=table.take("prefix", _optional(tables.absolute_path), ""),
+        prefix=table.take("prefix", tables.optional(tables.absolute_path), ""),
         pid=table.take("pid", tables.absolute_path, "/run/nginx.pid"),
-        marker=table.take("marker", _optional(_marker_address), ""),
+        marker=table.take("marker", tables.optional(_marker_address), ""),
         check=table.take("check", tables.boolean, True),
         require_running=table.take("require_running", tables.boolean, False),
     )
     table.finish()
     return settings
-
-
-def _optional(convert: Callable[[Any], str]) -> Callable[[Any], str]:
-    return lambda value: "" if value == "" else convert(value)
 
 
 def _marker_address(value: Any) -> str:
