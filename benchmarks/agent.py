@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
 import signal
 import statistics
@@ -29,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.rows import load
-from benchmarks.servers import MIB, BenchError, Binary, Server, running
+from benchmarks.servers import MIB, BenchError, Binary, Server, cpu_s, memory, running
 from etcd_client import Client
 
 MANY = 1000
@@ -127,13 +126,9 @@ class Agent:
         path = self.folder / "reloads" / name
         return path.read_text().count("\n") if path.exists() else 0
 
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def memory_bytes(self) -> int:
-        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
 
 def latency(agent: Agent, puts: int) -> Iterator[Line]:
@@ -182,23 +177,23 @@ def coalesced(agent: Agent) -> Iterator[Line]:
 def idle(agent: Agent, seconds: float) -> Iterator[Line]:
     """Nothing happens."""
     time.sleep(1.0)
-    cpu_s, begun_s = agent.cpu_s(), time.monotonic()
+    before_s, begun_s = cpu_s(agent.pid, "etcd-py-agent"), time.monotonic()
     time.sleep(seconds)
-    share = (agent.cpu_s() - cpu_s) / (time.monotonic() - begun_s)
+    share = (cpu_s(agent.pid, "etcd-py-agent") - before_s) / (time.monotonic() - begun_s)
     figure = f"CPU of {len(agent.names)} resources"
     yield Line("idle", figure, f"{share:.2%}", f"< {MOST_IDLE_SHARE:.0%}", share < MOST_IDLE_SHARE)
-    yield Line("idle", "memory", f"{agent.memory_bytes() / MIB:.0f} MiB")
+    yield Line("idle", "memory", f"{memory(agent.pid, 'etcd-py-agent').resident / MIB:.0f} MiB")
 
 
 def watchers(server: Server) -> Iterator[Line]:
     """A thousand connections with a watch each, as that many agents have; each event goes to all of them."""
     before = server.memory()
-    cpu_s = server.cpu_s()
+    before_s = server.cpu_s()
     report = load(server, "watch", total=100, watchers=MANY, connections=MANY, clients=1)
-    cpu_s = server.cpu_s() - cpu_s
+    used_s = server.cpu_s() - before_s
     after = server.memory()
     name = server.binary.name
-    yield Line("watchers", f"{name}: CPU of an event to {MANY}", f"{cpu_s / 100 * 1000:.1f} ms")
+    yield Line("watchers", f"{name}: CPU of an event to {MANY}", f"{used_s / 100 * 1000:.1f} ms")
     yield Line("watchers", f"{name}: events", f"{report['rate']:,.0f}/s")
     yield Line("watchers", f"{name}: memory", f"+{(after.resident - before.resident) / MIB:.0f} MiB")
 

@@ -155,25 +155,20 @@ class Server:
 
     def cpu_s(self) -> float:
         """CPU seconds that it has used since its start, user and system, all threads."""
-        fields = self._proc("stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self._pid, self.binary.name)
 
     def memory(self) -> Memory:
         """What it keeps in memory now."""
-        status = dict(re.findall(r"^(\w+):\s+(\d+) kB$", self._proc("status"), re.MULTILINE))
-        resident, anonymous = int(status["VmRSS"]), int(status["RssAnon"])
-        return Memory(resident * 1024, anonymous * 1024, (resident - anonymous) * 1024)
+        return memory(self._pid, self.binary.name)
 
     def disk_bytes(self) -> int:
         """What its data directory occupies."""
         return sum(path.stat().st_blocks * 512 for path in self.data_dir.rglob("*") if path.is_file())
 
-    def _proc(self, name: str) -> str:
+    @property
+    def _pid(self) -> int:
         assert self._process is not None
-        try:
-            return Path(f"/proc/{self._process.pid}/{name}").read_text()
-        except OSError as error:
-            raise BenchError(f"{self.binary.name} has ended by itself") from error
+        return self._process.pid
 
 
 @contextlib.contextmanager
@@ -186,6 +181,27 @@ def running(binary: Binary, directory: Path) -> Iterator[Server]:
             yield server
         finally:
             server.stop()
+
+
+def cpu_s(pid: int, program: str) -> float:
+    """CPU seconds that a process has used since its start, user and system, all threads. Raises
+    BenchError."""
+    fields = _proc(pid, "stat", program).rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int, program: str) -> Memory:
+    """What a process keeps in memory now. Raises BenchError."""
+    status = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _proc(pid, "status", program), re.MULTILINE))
+    resident, anonymous = int(status["VmRSS"]), int(status["RssAnon"])
+    return Memory(resident * 1024, anonymous * 1024, (resident - anonymous) * 1024)
+
+
+def _proc(pid: int, name: str, program: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError as error:
+        raise BenchError(f"{program} has ended by itself") from error
 
 
 def serves(url: str) -> bool:
