@@ -36,9 +36,14 @@ impl Default for Room {
 }
 
 impl Room {
+    /// Nanoseconds since `begun`.
+    fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Whether a thread may look out instead of sleeping.
     pub fn is_there(&self) -> bool {
-        nanoseconds(self.begun.elapsed()) >= self.crowded_until.load(Ordering::Relaxed)
+        self.now() >= self.crowded_until.load(Ordering::Relaxed)
     }
 
     /// Lets others have the processor; false when somebody wanted it.
@@ -47,21 +52,15 @@ impl Room {
         std::thread::yield_now();
         let is_there = before.elapsed() < SHARED;
         if !is_there {
-            let until = self.begun.elapsed() + CROWDED;
-            self.crowded_until.store(nanoseconds(until), Ordering::Relaxed);
+            self.crowded_until.store(self.now() + CROWDED.as_nanos() as u64, Ordering::Relaxed);
         }
         is_there
     }
 }
 
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 /// See the module.
 pub struct Brisk {
-    begun: Instant,
-    /// Nanoseconds since `begun` until which the task stays awake.
+    /// Until when the task stays awake, by the clock of `room`.
     until: AtomicU64,
     step: Notify,
     room: Arc<Room>,
@@ -70,11 +69,7 @@ pub struct Brisk {
 impl Brisk {
     /// A task that looks out while there is room.
     pub fn new(room: Arc<Room>) -> Self {
-        Brisk { begun: Instant::now(), until: AtomicU64::new(0), step: Notify::new(), room }
-    }
-
-    fn now(&self) -> u64 {
-        nanoseconds(self.begun.elapsed())
+        Brisk { until: AtomicU64::new(0), step: Notify::new(), room }
     }
 
     /// `count` events or answers went through together: one alone promises another soon.
@@ -84,14 +79,14 @@ impl Brisk {
             return;
         }
         let was_awake = self.is_awake();
-        self.until.store(self.now() + WATCHFUL.as_nanos() as u64, Ordering::Relaxed);
+        self.until.store(self.room.now() + WATCHFUL.as_nanos() as u64, Ordering::Relaxed);
         if !was_awake {
             self.step.notify_one();
         }
     }
 
     fn is_awake(&self) -> bool {
-        self.now() < self.until.load(Ordering::Relaxed)
+        self.room.now() < self.until.load(Ordering::Relaxed)
     }
 
     /// The task; it ends with the runtime.
